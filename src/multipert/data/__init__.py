@@ -1,0 +1,5 @@
+"""How labels and cells are read, checked, paired and batched."""
+
+from ._conditions import Condition, canonical_dose, canonical_label, parse_condition
+
+__all__ = ["Condition", "canonical_dose", "canonical_label", "parse_condition"]

@@ -1,0 +1,98 @@
+"""Batches by row numbers: shuffled, paired, or of one condition each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from ._store import CellStore
+
+
+class CellLoader:
+    """Batches of some cells of a store.
+
+    Each pass over the loader is one epoch; the order of epoch `e` depends on `(seed, e)` only. Cost per epoch is linear
+    in the number of cells.
+
+    Parameters
+    ----------
+    store
+        Where the cells are.
+    rows
+        Row numbers to visit, shape `(n,)`.
+    batch_size
+        Cells per batch.
+    shuffle
+        Whether to visit them in a new random order each epoch.
+    drop_last
+        Whether to leave out the last, incomplete batch; it is kept when it is the only one.
+    partners
+        Row number of the paired control of each of `rows`; batches then hold `"X_control"`.
+    groups
+        Group of each of `rows`; a batch then holds cells of one group only.
+    seed
+        Seed of the order.
+    """
+
+    def __init__(
+        self,
+        store: CellStore,
+        rows: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        partners: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> None:
+        if len(rows) == 0:
+            raise ValueError("A loader needs at least one cell; the selection of cells is empty.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        self.store = store
+        self.rows = np.asarray(rows)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.partners = partners
+        self.seed = seed
+        self.epoch = 0
+        labels = np.zeros(len(self.rows), dtype=np.int64) if groups is None else np.asarray(groups)
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def __len__(self) -> int:
+        return sum(self._n_batches(len(members)) for members in self._members)
+
+    def _n_batches(self, n: int) -> int:
+        full, rest = divmod(n, self.batch_size)
+        return full + bool(rest and not (self.drop_last and full))
+
+    def positions(self) -> list[np.ndarray]:
+        """Positions in `rows` of each batch of the next epoch, in order.
+
+        Returns
+        -------
+        One array per batch.
+        """
+        rng = np.random.default_rng([self.seed, self.epoch])
+        batches = []
+        for members in self._members:
+            order = rng.permutation(members) if self.shuffle else members
+            n = self._n_batches(len(members))
+            batches += [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(n)]
+        if self.shuffle and len(self._members) > 1:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        batches = self.positions()
+        self.epoch += 1
+        for at in batches:
+            yield self.store.batch(self.rows[at], None if self.partners is None else self.partners[at])

@@ -1,0 +1,869 @@
+"""The contract: what every model does with an AnnData, once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from scvi.data import AnnDataManager
+from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
+
+from multipert import _keys
+from multipert.data._checks import check_expression, check_genes, check_names
+from multipert.data._codec import ConditionCodec
+from multipert.data._conditions import Condition, close_matches
+from multipert.data._loaders import CellLoader
+from multipert.data._pairing import Pairing, paired_controls
+from multipert.data._rows import split_rows
+from multipert.data._store import CellStore
+from multipert.train._fit import append_history, check_trainer_kwargs, fit
+from multipert.train._plan import PerturbationTrainingPlan
+
+from . import _persistence
+from ._predict import ContextMeans, Predictor
+from ._realise import Realise, check_realise
+from ._results import annotation, cells_to_anndata, means_to_anndata
+from ._setup import Setup
+from ._targets import Target, encode_targets, read_targets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from anndata import AnnData
+    from mudata import MuData
+
+    from ._module import PerturbationModule
+    from ._tags import ModelTags
+
+logger = logging.getLogger(__name__)
+
+_TRAIN_DEFAULTS = {"lr": 1e-3, "batch_size": 64, "max_epochs": 100, "weight_decay": 0.0}
+_PREDICT_BATCH = 512
+
+
+class PerturbationModel(BaseModelClass):
+    """Base of all models: setup, training, prediction, annotation and files, the same for each.
+
+    A model states its `tags`, makes its module in `_new_module`, and stores its arguments; it overrides nothing else.
+    """
+
+    tags: ClassVar[ModelTags]
+    stages: ClassVar[tuple[Pairing, ...]] = ("self",)
+    """Training passes; none for a model fitted in closed form."""
+    parts: ClassVar[dict[str, Any]] = {}
+    """Keyword arguments of the module that make a variant."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
+    """Widths and training defaults by name; explicit arguments win."""
+    search_space: ClassVar[dict[str, tuple]] = {}
+    """Hyper-parameters worth searching: name -> ("int" | "float" | "log" | "choice", ...)."""
+
+    module: PerturbationModule
+
+    # ---------------------------------------------------------------- setup
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        perturbation_key: str = _keys.PERTURBATION,
+        control: str = _keys.CONTROL,
+        *,
+        layer: str | None = None,
+        context_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        dose_key: str | None = None,
+        perturbation_embedding_key: str | None = None,
+        cell_embedding_key: str | None = None,
+        pairing_key: str | None = None,
+        signed: bool = False,
+        delimiter: str | None = "+",
+        **kwargs: Any,
+    ) -> None:
+        """Check an AnnData and register what the model reads.
+
+        Nothing is written before every check has passed; then codes are put into `obsm` under keys that start with
+        `_multipert`.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, log-normalised and non-negative (raw counts for models whose tag `counts` is True).
+        perturbation_key
+            obs column of labels, such as "IFNB" or "A+B".
+        control
+            Label of the control cells.
+        layer
+            Layer of the expression; None is `X`.
+        context_key
+            obs column of contexts, such as cell types.
+        categorical_covariate_keys
+            obs columns of technical covariates.
+        dose_key
+            obs column of doses: numbers, or "1+5" in the label's order. Where the model has no doses, write the pair
+            as the label (`TCDD@30`).
+        perturbation_embedding_key
+            Key in `uns` of a DataFrame with one row per perturbation; its index is the vocabulary.
+        cell_embedding_key
+            Key in `obsm` of a given embedding of the cells.
+        pairing_key
+            obs column with the name of the control cell that is paired with each perturbed cell; None draws one.
+        signed
+            Whether values may be negative (z-scores, log ratios).
+        delimiter
+            What separates the parts of a combination; None reads every label whole.
+        **kwargs
+            `source_registry`, used when a saved model is loaded.
+
+        Raises
+        ------
+        KeyError
+            If a column, layer or key is absent.
+        ValueError
+            If values are missing, not finite, negative or of the wrong kind, names are duplicated, there is no control
+            cell, or the model's tags exclude what the data hold.
+        TypeError
+            If an argument is unknown.
+        """
+        cls._register(adata, cls._get_setup_method_args(**locals()), kwargs)
+
+    @classmethod
+    def setup_mudata(
+        cls,
+        mdata: MuData,
+        perturbation_key: str = _keys.PERTURBATION,
+        control: str = _keys.CONTROL,
+        *,
+        modalities: Mapping[str, str],
+        layer: str | None = None,
+        context_key: str | None = None,
+        categorical_covariate_keys: Sequence[str] | None = None,
+        dose_key: str | None = None,
+        perturbation_embedding_key: str | None = None,
+        cell_embedding_key: str | None = None,
+        pairing_key: str | None = None,
+        signed: bool = False,
+        delimiter: str | None = "+",
+        **kwargs: Any,
+    ) -> None:
+        """Check a MuData and register what the model reads; see :meth:`setup_anndata`.
+
+        Parameters
+        ----------
+        mdata
+            Paired modalities.
+        perturbation_key
+            obs column of labels.
+        control
+            Label of the control cells.
+        modalities
+            `{"expression": name, "labels": name}`: the modality of the expression, its layers and embeddings, and the
+            one whose obs holds the labels; without `"labels"` they are in the obs of the MuData itself.
+        layer
+            Layer of the expression.
+        context_key
+            obs column of contexts.
+        categorical_covariate_keys
+            obs columns of technical covariates.
+        dose_key
+            obs column of doses.
+        perturbation_embedding_key
+            Key in `uns` of a DataFrame with one row per perturbation.
+        cell_embedding_key
+            Key in `obsm` of a given embedding of the cells.
+        pairing_key
+            obs column with the name of the paired control cell.
+        signed
+            Whether values may be negative.
+        delimiter
+            What separates the parts of a combination.
+        **kwargs
+            `source_registry`, used when a saved model is loaded.
+        """
+        cls._register(mdata, cls._get_setup_method_args(**locals()), kwargs)
+
+    @classmethod
+    def _register(cls, data: AnnData | MuData, setup_args: dict[str, Any], kwargs: dict[str, Any]) -> None:
+        source_registry = kwargs.pop("source_registry", None)
+        if kwargs:
+            known = setup_args["setup_args"]
+            name = next(iter(kwargs))
+            raise TypeError(f"{setup_args['setup_method_name']}() got an unexpected argument {name!r}"
+                            f"{close_matches(name, known)}")
+        setup = Setup.from_registry(setup_args)
+        if data.is_view:
+            raise ValueError("The data are a view of another object; run `adata = adata.copy()` first.")
+        adata = setup.as_anndata(data)
+        setup.check(adata, cls.tags, cls.__name__)
+        manager = AnnDataManager(fields=setup.fields(adata), setup_method_args=setup_args)
+        manager.register_fields(data, source_registry)
+        cls.register_manager(manager)
+
+    def __init__(
+        self, adata: AnnData | None = None, registry: dict | None = None, preset: str | None = None
+    ) -> None:
+        super().__init__(adata, registry)
+        name = "default" if preset is None else preset
+        if name not in self.presets:
+            raise ValueError(f"preset={preset!r} is unknown{close_matches(name, self.presets)}")
+        self._preset = {**self.presets["default"], **self.presets[name]}
+        self._setup = Setup.from_registry(self.registry_)
+        state = self.registry_["field_registries"][_keys.PERTURBATION]["state_registry"]
+        self._codec = ConditionCodec(tuple(state["vocabulary"]), state["control"], state["delimiter"])
+        self._n_slots = int(state["n_slots"])
+        self.trained_conditions_: list[Condition] = []
+        self.trained_contexts_: list[str] = []
+        self.history_ = {}
+        self._model_summary_string = (
+            f"{type(self).__name__}: {len(self._codec.vocabulary)} perturbation(s), {self.summary_stats.n_vars} genes"
+        )
+
+    def _new_module(self) -> PerturbationModule:
+        """Make the module from the model's arguments; called again at the first training, under its seed."""
+        raise NotImplementedError(f"{type(self).__name__} must define _new_module.")
+
+    def _start_module(self, seed: int | None = None) -> None:
+        """Make the module with weights drawn from a seed, leaving torch's own random state alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(_seed(seed))
+            self.module = self._new_module()
+
+    def _value(self, name: str, given: Any) -> Any:
+        """An explicit argument, or the preset's."""
+        return self._preset[name] if given is None else given
+
+    # ---------------------------------------------------------------- training
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        split_key: str | None = None,
+        train_size: float = 0.9,
+        batch_size: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        precision: str = "32-true",
+        early_stopping: bool = False,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        seed: int | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Fit the model on the training cells; cells marked as test are never read.
+
+        The first call draws the initial weights from `seed`; further calls continue from the weights reached.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells per stage; None takes the preset's, which may be a number of updates. Models
+            fitted in closed form accept and ignore it.
+        split_key
+            obs column with "train", "val" and "test" for every cell; None draws `train_size` at random.
+        train_size
+            Share of training cells where there is no `split_key`.
+        batch_size
+            Cells per update.
+        accelerator
+            As in Lightning: "cpu", "gpu", "auto".
+        devices
+            As in Lightning.
+        precision
+            As in Lightning.
+        early_stopping
+            Whether to stop when the loss of the validation cells no longer falls.
+        lr
+            Learning rate.
+        weight_decay
+            L2 penalty.
+        seed
+            Seed of the weights, batches and dropout; None takes `scvi.settings.seed`, else 0.
+        plan_kwargs
+            Further arguments of :class:`multipert.train.PerturbationTrainingPlan`.
+        **trainer_kwargs
+            Further arguments of scvi-tools' `Trainer`, such as `enable_progress_bar`.
+
+        Raises
+        ------
+        ValueError
+            If the split is incomplete, or there is no control or no perturbed training cell.
+        FloatingPointError
+            If the loss is not finite; the last finite weights are kept.
+        """
+        check_trainer_kwargs(trainer_kwargs)
+        if self.adata is None:
+            raise ValueError("The model was loaded without data; pass `adata` to load to train it further.")
+        seed = _seed(seed)
+        self.adata_manager.validate()
+        adata = self._setup.as_anndata(self.adata)
+        train, val, test = split_rows(adata.obs, split_key, train_size, seed)
+        if early_stopping and not len(val):
+            raise ValueError("early_stopping needs validation cells: mark some as 'val', or set train_size below 1.")
+        if not self.is_trained_:
+            self._start_module(seed)
+        conditions, codes = self._note_trained(adata, train)
+        store = CellStore(
+            self._setup.expression(adata),
+            {key: self.adata_manager.get_from_registry(key) for key in self._tensor_keys() if key != _keys.X},
+        )
+        batch_size = batch_size or self._preset.get("batch_size", _TRAIN_DEFAULTS["batch_size"])
+        in_order = CellLoader(store, train, max(batch_size, _PREDICT_BATCH))
+        device = parse_device_args(accelerator, devices, return_device="torch")[2]
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                self.module.train()
+                self.module.prepare(in_order)
+                for stage, pairing in enumerate(self.stages):
+                    rows, partners = self._stage_rows(adata, train, pairing, seed)
+                    loader = CellLoader(
+                        store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + stage
+                    )
+                    defaults = {**_TRAIN_DEFAULTS, **self._preset}
+                    plan = PerturbationTrainingPlan(
+                        self.module,
+                        lr=defaults["lr"] if lr is None else lr,
+                        weight_decay=defaults["weight_decay"] if weight_decay is None else weight_decay,
+                        **(plan_kwargs or {}),
+                    )
+                    history = fit(
+                        plan,
+                        loader,
+                        CellLoader(store, val, batch_size) if len(val) else None,
+                        max_epochs=self._epochs(max_epochs, len(loader)),
+                        accelerator=accelerator,
+                        devices=devices,
+                        precision=precision,
+                        early_stopping=early_stopping,
+                        **trainer_kwargs,
+                    )
+                    self.history_ = append_history(self.history_, history)
+                self.module.to(device).eval()
+                with torch.no_grad():
+                    self.module.known_codes, self.module.known_doses = (
+                        torch.from_numpy(values).to(device)
+                        for values in encode_targets(conditions, self._codec, self._n_slots)
+                    )
+                    self.module.conclude(in_order)
+                    if self.module.fits_correction and self.tags.output == "cell" and not self._setup.signed:
+                        self._fit_correction(in_order, codes)
+        finally:
+            self.module.eval()
+        self.train_indices, self.validation_indices, self.test_indices = train, val, test
+        self.is_trained_ = True
+
+    def _tensor_keys(self) -> list[str]:
+        return list(self.registry_["field_registries"])
+
+    def _note_trained(self, adata: AnnData, train: np.ndarray) -> tuple[list[Condition], np.ndarray]:
+        """Record the conditions and contexts of the training cells."""
+        conditions, inverse = self._setup.conditions(adata)
+        present = np.unique(inverse[train])
+        if not any(conditions[i] == () for i in present):
+            raise ValueError("No training cell is a control cell; mark control cells as 'train' in the split.")
+        if not any(conditions[i] for i in present):
+            raise ValueError("Every training cell is a control cell; mark perturbed cells as 'train' in the split.")
+        self.trained_conditions_ = [conditions[i] for i in present]
+        self.trained_contexts_ = sorted(set(self._setup.contexts(adata)[train]))
+        return self.trained_conditions_, np.searchsorted(present, inverse[train])
+
+    def _stage_rows(
+        self, adata: AnnData, train: np.ndarray, pairing: Pairing, seed: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Cells of a pass, and their paired controls, both among the training cells."""
+        if pairing == "self":
+            return train, None
+        partners = self._partners(adata, train, seed)
+        partners = np.where(np.isin(partners, train), partners, -1)
+        dropped = int((partners < 0).sum())
+        if dropped:
+            logger.warning("%d training cell(s) have no control cell in their context and are left out.", dropped)
+        return train[partners >= 0], partners[partners >= 0]
+
+    def _partners(self, adata: AnnData, rows: np.ndarray, seed: int) -> np.ndarray:
+        if self._setup.pairing_key is not None:
+            return self._setup.partners(adata, rows)
+        contexts = pd.factorize(self._setup.contexts(adata))[0]
+        return paired_controls(adata.obs_names, contexts, self._setup.is_control(adata), rows, seed=seed)
+
+    def _epochs(self, max_epochs: int | None, n_batches: int) -> int:
+        """The epochs asked for, the preset's, or as many as its number of updates takes."""
+        if max_epochs is not None:
+            return max_epochs
+        if "n_updates" in self._preset and "max_epochs" not in self._preset:
+            return max(self._preset.get("min_epochs", 1), math.ceil(self._preset["n_updates"] / n_batches))
+        return self._preset.get("max_epochs", _TRAIN_DEFAULTS["max_epochs"])
+
+    def _fit_correction(self, loader: CellLoader, codes: np.ndarray) -> None:
+        """Ratio of observed to decoded mean of `expm1` per condition and gene, clipped to 0..5."""
+        module, device = self.module, self.module.device
+        sums = torch.zeros(2, len(self.trained_conditions_), self.summary_stats.n_vars, dtype=torch.float64)
+        start = 0
+        for batch in loader:
+            batch = {key: value.to(device) for key, value in batch.items()}
+            stop = start + len(batch[_keys.X])
+            here = torch.from_numpy(codes[start:stop])
+            decoded = module.counterfactual(batch)
+            for i, values in enumerate((batch[_keys.X], decoded.clamp(min=0))):
+                sums[i].index_add_(0, here, torch.expm1(values).double().cpu())
+            start = stop
+        ratio = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1e-300), torch.ones_like(sums[0]))
+        module.count_correction = ratio.clamp(0, 5).float().to(device)
+
+    # ---------------------------------------------------------------- prediction
+
+    def predict(
+        self,
+        adata: AnnData | MuData | None = None,
+        perturbation: str | Sequence[str] | pd.DataFrame | None = None,
+        *,
+        dose: Any = None,
+        context: str | Sequence[str] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        returns: Literal["cells", "mean"] = "cells",
+        realise: Realise = "plain",
+        clip: bool | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> AnnData:
+        """Predict control cells under other labels; the input is never changed.
+
+        Cost is linear in targets x control cells; each control cell is encoded once.
+
+        Parameters
+        ----------
+        adata
+            Data with control cells, set up or not; None takes the model's own.
+        perturbation
+            A label, several, a DataFrame with the columns perturbation, dose and context, or None for every trained
+            label but control.
+        dose
+            A dose for all labels, or one for each, in the units of the training data.
+        context
+            Which contexts' control cells to use; None uses all.
+        indices
+            Row numbers among which control cells are used; None uses all.
+        returns
+            "cells" gives every control cell under every target; "mean" gives one row per target and context, streamed.
+        realise
+            How decoded expression becomes cells: "plain" as decoded, "residual" as a change of the control cell,
+            "counts" by thinning and adding to its raw counts in `layers["counts"]`.
+        clip
+            Whether negative values are set to 0; None does so unless the data are signed.
+        batch_size
+            Cells per batch.
+        seed
+            Seed of what is drawn, keyed by cell, so that order and batch size change nothing.
+
+        Returns
+        -------
+        For "cells" `n_targets * n_control` rows with `X` in the space of the training layer, the control cell's obs
+        with perturbation and dose replaced, and `source_cell`; for "mean" one row per target and context with
+        `layers["variance"]` (over cells, population variance) and `obs["n_cells"]`.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If a label is unknown, genes differ, there are no control cells, or a tag excludes what was asked for.
+        KeyError
+            If an obs column or layer is absent.
+        """
+        self._require_trained()
+        check_realise(realise, self._setup.signed, self.tags.output)
+        if returns not in ("cells", "mean"):
+            raise ValueError(f"returns={returns!r} is unknown; known: 'cells', 'mean'.")
+        targets = read_targets(
+            perturbation,
+            dose,
+            codec=self._codec,
+            trained=self.trained_conditions_,
+            tags=self.tags,
+            model=type(self).__name__,
+            dose_key=self._setup.dose_key,
+        )
+        source = self._source(adata)
+        rows = self._control_rows(source, context, indices)
+        groups = self._target_rows(source, targets, rows)
+        predictor = self._predictor(source, realise, clip, seed, batch_size)
+        check_expression(
+            self._setup.expression(source),
+            source,
+            name=self._setup.matrix,
+            rows=np.unique(np.concatenate([at for at, _ in groups])),
+            signed=self._setup.signed,
+            counts=self.tags.counts,
+        )
+        provenance = self._provenance(realise, seed)
+        collect = cells_to_anndata if returns == "cells" else means_to_anndata
+        return collect(predictor, groups, source, self._setup, self._codec, self._n_slots, provenance)
+
+    def annotate(
+        self,
+        adata: AnnData | MuData | None = None,
+        *,
+        latent: bool = True,
+        prediction: bool = True,
+        realise: Realise = "plain",
+        key: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Write the latent representation and predictions into the AnnData.
+
+        Row i of the predicted layer is the counterfactual, under cell i's own label, of the control cell paired with
+        cell i; a perturbed cell's own expression is never an input, so the layer can be scored. Cells of a context
+        without control cells get NaN.
+
+        Parameters
+        ----------
+        adata
+            What to annotate; None takes the model's own data.
+        latent
+            Whether to write `obsm["X_<key>"]`, shape `(n_cells, n_latent)`.
+        prediction
+            Whether to write `layers["<key>_predicted"]`, shape `(n_cells, n_vars)`.
+        realise
+            As in :meth:`predict`.
+        key
+            Name in place of the model's.
+        seed
+            Seed of the pairing and of what is drawn.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            As in :meth:`predict`.
+        """
+        self._require_trained()
+        check_realise(realise, self._setup.signed, self.tags.output)
+        source = self._source(adata)
+        check_expression(
+            self._setup.expression(source), source, name=self._setup.matrix, signed=self._setup.signed,
+            counts=self.tags.counts,
+        )
+        name = key or type(self).__name__
+        written = annotation(self, source, name, latent and self.tags.latent, prediction, realise, seed)
+        data = self.adata if adata is None else adata
+        modality = self._setup.expression_modality
+        target = data if modality is None else data.mod[modality]
+        for attribute, values in written.items():
+            getattr(target, attribute).update(values)
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Encode cells.
+
+        Parameters
+        ----------
+        adata
+            Cells; None takes the model's own data.
+        indices
+            Row numbers; None takes all.
+        batch_size
+            Cells per batch.
+
+        Returns
+        -------
+        Shape `(n_cells, n_latent)`, float32.
+
+        Raises
+        ------
+        ValueError
+            If the model has no latent representation, or genes differ.
+        """
+        self._require_trained()
+        if not self.tags.latent:
+            raise ValueError(f"{type(self).__name__} has no latent representation (tag latent is False).")
+        source = self._source(adata, needs_control=False)
+        rows = np.arange(source.n_obs) if indices is None else np.asarray(indices)
+        check_expression(
+            self._setup.expression(source), source, name=self._setup.matrix, rows=np.unique(rows),
+            signed=self._setup.signed, counts=self.tags.counts,
+        )
+        predictor = self._predictor(source, "plain", None, 0, batch_size)
+        with torch.inference_mode():
+            self.module.eval()
+            parts = [self.module.inference(tensors)["z"].float().cpu().numpy() for _, tensors in predictor.batches(rows)]
+        return np.concatenate(parts)
+
+    def get_perturbation_embedding(self) -> pd.DataFrame:
+        """What the model learnt of each perturbation.
+
+        Returns
+        -------
+        One row per perturbation of the vocabulary (trained condition for closed-form models).
+
+        Raises
+        ------
+        ValueError
+            If the model has none.
+        """
+        self._require_trained()
+        if not self.tags.perturbation_embedding:
+            raise ValueError(
+                f"{type(self).__name__} has no perturbation embedding (tag perturbation_embedding is False)."
+            )
+        with torch.inference_mode():
+            return self._perturbation_embedding()
+
+    def _perturbation_embedding(self) -> pd.DataFrame:
+        raise NotImplementedError(f"{type(self).__name__} must define _perturbation_embedding.")
+
+    def _require_trained(self) -> None:
+        if not self.is_trained_:
+            raise RuntimeError(f"This {type(self).__name__} is not trained; call train() first.")
+
+    def _source(self, adata: AnnData | MuData | None, *, needs_control: bool = True) -> AnnData:
+        """The AnnData to read, its names and genes checked."""
+        if adata is None:
+            if self.adata is None:
+                raise ValueError("The model was loaded without data; pass `adata`.")
+            adata = self.adata
+        source = self._setup.as_anndata(adata)
+        check_names(source)
+        check_genes(source.var_names, self.get_var_names())
+        if needs_control:
+            self._setup.is_control(source)
+        return source
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
+        """Genes that the model was set up with, in their order.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            For scvi-tools; not used.
+
+        Returns
+        -------
+        Names, shape `(n_vars,)`.
+        """
+        return np.asarray(self.registry_["field_registries"][_keys.X]["state_registry"]["column_names"], dtype=str)
+
+    def _control_rows(
+        self, source: AnnData, context: str | Sequence[str] | None, indices: Sequence[int] | np.ndarray | None
+    ) -> np.ndarray:
+        chosen = self._setup.is_control(source)
+        if indices is not None:
+            index = np.asarray(indices)
+            index = np.flatnonzero(index) if index.dtype == bool else index
+            if len(index) and (index.min() < -source.n_obs or index.max() >= source.n_obs):
+                raise ValueError(f"indices must lie in 0..{source.n_obs - 1}; found {index.min()}..{index.max()}.")
+            mask = np.zeros(source.n_obs, dtype=bool)
+            mask[index] = True
+            chosen = chosen & mask
+        if context is not None:
+            chosen = chosen & self._in_contexts(source, [context] if isinstance(context, str) else context)
+        if not chosen.any():
+            raise ValueError("No control cell is left after `context` and `indices`; widen the choice.")
+        rows = np.flatnonzero(chosen)
+        if self.tags.uses_context and not self.tags.unseen_context:
+            unseen = sorted(set(self._setup.contexts(source)[rows]) - set(self.trained_contexts_))
+            if unseen:
+                raise ValueError(
+                    f"{type(self).__name__} cannot predict unseen contexts (tag unseen_context is False): "
+                    f"{', '.join(unseen[:5])}{close_matches(unseen[0], self.trained_contexts_)}"
+                )
+        return rows
+
+    def _in_contexts(self, source: AnnData, names: Sequence[str]) -> np.ndarray:
+        if self._setup.context_key is None:
+            raise ValueError("context was given but the model was set up without context_key.")
+        contexts = self._setup.contexts(source)
+        for name in names:
+            if str(name) not in set(contexts):
+                raise ValueError(f"Context {name!r} is not in the data{close_matches(str(name), set(contexts))}")
+        return np.isin(contexts, [str(name) for name in names])
+
+    def _target_rows(
+        self, source: AnnData, targets: Sequence[Target], rows: np.ndarray
+    ) -> list[tuple[np.ndarray, list[Condition]]]:
+        """Targets grouped by the control cells that they are predicted for."""
+        grouped: dict[str | None, list[Condition]] = {}
+        for condition, context in targets:
+            grouped.setdefault(context, []).append(condition)
+        result = []
+        for context, conditions in grouped.items():
+            here = rows if context is None else rows[self._in_contexts(source, [context])[rows]]
+            if not len(here):
+                raise ValueError(f"Context {context!r} has no control cell among those chosen.")
+            result.append((here, conditions))
+        return result
+
+    def _predictor(
+        self, source: AnnData, realise: Realise, clip: bool | None, seed: int, batch_size: int | None
+    ) -> Predictor:
+        expression, contexts = self._setup.expression(source), self._setup.contexts(source)
+        counts = None
+        if realise == "counts":
+            if _keys.COUNTS_LAYER not in source.layers:
+                raise ValueError(
+                    f"realise='counts' needs raw counts in layers[{_keys.COUNTS_LAYER!r}] of the control cells' AnnData"
+                    f"{close_matches(_keys.COUNTS_LAYER, source.layers)}"
+                )
+            counts = source.layers[_keys.COUNTS_LAYER]
+        slots = np.full((source.n_obs, self._n_slots), _keys.PAD, dtype=np.int32)
+        columns = {_keys.PERTURBATION: slots, _keys.DOSE: np.zeros(slots.shape, dtype=np.float32)}
+        columns.update(self._extra_columns(source, contexts))
+        means = None
+        if self.module.context_means:
+            means = ContextMeans.of(expression, contexts, self._setup.is_control(source))
+        return Predictor(
+            module=self.module,
+            store=CellStore(expression, columns),
+            obs_names=source.obs_names,
+            realise=realise,
+            clip=not self._setup.signed if clip is None else clip,
+            seed=seed,
+            batch_size=batch_size or _PREDICT_BATCH,
+            contexts=contexts,
+            means=means,
+            counts=counts,
+        )
+
+    def _extra_columns(self, source: AnnData, contexts: np.ndarray) -> dict[str, np.ndarray]:
+        """Context, covariates and embedding of the cells, in the saved codes."""
+        registries = self.registry_["field_registries"]
+        columns: dict[str, np.ndarray] = {}
+        if _keys.CONTEXT in registries:
+            known = registries[_keys.CONTEXT]["state_registry"]["categories"][0]
+            columns[_keys.CONTEXT] = pd.Index(known).get_indexer(contexts)[:, None].astype(np.int32)
+        if _keys.CATEGORICAL_COVARIATES in registries:
+            state = registries[_keys.CATEGORICAL_COVARIATES]["state_registry"]
+            codes = [
+                pd.Index(known).get_indexer(source.obs[key].astype(str))
+                for key, known in zip(state["keys"], state["categories"], strict=True)
+            ]
+            columns[_keys.CATEGORICAL_COVARIATES] = np.stack(codes, axis=1).astype(np.int32)
+        if self._setup.cell_embedding_key is not None:
+            columns[_keys.CELL_EMBEDDING] = np.asarray(source.obsm[self._setup.cell_embedding_key], dtype=np.float32)
+        return columns
+
+    def _provenance(self, realise: str, seed: int) -> dict[str, Any]:
+        """Where a result comes from, in plain strings and numbers."""
+        from multipert import __version__
+
+        used = {key: value for key, value in self.registry_["setup_args"].items() if isinstance(value, str | bool)}
+        return {
+            "model": type(self).__name__,
+            "version": __version__,
+            "scvi_tools": scvi.__version__,
+            "setup": used,
+            "realise": realise,
+            "seed": int(seed),
+        }
+
+    # ---------------------------------------------------------------- files
+
+    def save(
+        self,
+        dir_path: str | PathLike,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+    ) -> None:
+        """Write `model.safetensors` and `model.json` into a folder.
+
+        Parameters
+        ----------
+        dir_path
+            The folder; made when absent.
+        prefix
+            Put before the names of the files.
+        overwrite
+            Whether files of that name may be replaced.
+        save_anndata
+            Whether to write the model's data beside them as `adata.h5ad` (`mdata.h5mu`).
+
+        Raises
+        ------
+        ValueError
+            If the files exist and `overwrite` is False.
+        """
+        _persistence.save(self, dir_path, prefix or "", overwrite=overwrite, save_anndata=save_anndata)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | PathLike,
+        adata: AnnData | MuData | Literal[False] | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        trusted: bool = False,
+    ) -> PerturbationModel:
+        """Read a saved model; nothing is unpickled.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        adata
+            Data to bind, genes as at the setup; None takes the data saved with the model if there are any; False binds
+            none, which is enough to predict for data given to `predict`.
+        accelerator
+            As in Lightning.
+        device
+            As in scvi-tools.
+        prefix
+            What stands before the names of the files.
+        trusted
+            Whether a pickle written by scvi-tools' own `save` may be unpickled; only for files that you made.
+
+        Returns
+        -------
+        The model, as it was saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model in the folder.
+        ModelFileError
+            If a file is truncated, altered, of another class or of a newer format.
+        """
+        if trusted and _persistence.is_pickle(dir_path, prefix or ""):
+            return super().load(dir_path, adata, accelerator, device, prefix)
+        return _persistence.load(cls, dir_path, adata, accelerator, device, prefix or "")
+
+    @staticmethod
+    def load_registry(dir_path: str | PathLike, prefix: str | None = None) -> dict:
+        """Read the registry of a saved model.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        prefix
+            What stands before the names of the files.
+
+        Returns
+        -------
+        The registry, as scvi-tools lays it out.
+        """
+        return _persistence.registry(dir_path, prefix or "")
+
+    @classmethod
+    def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
+        """Not offered: files older than scvi-tools 0.15 are pickles and never held a model of this package."""
+        raise NotImplementedError(f"{cls.__name__} has no legacy files.")
+
+
+def _seed(seed: int | None) -> int:
+    if seed is not None:
+        return seed
+    return scvi.settings.seed if scvi.settings.seed is not None else 0

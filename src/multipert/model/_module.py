@@ -1,0 +1,187 @@
+"""The torch side of the contract: what every module offers to training and prediction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput
+
+from multipert import _keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from multipert.data._loaders import CellLoader
+
+Tensors = dict[str, torch.Tensor]
+
+
+class PerturbationModule(BaseModuleClass):
+    """Base of all modules: a network trained by gradient, or buffers filled in closed form.
+
+    A batch is a dict: `"X"` (B, n_vars) expression, `"perturbation"` (B, n_slots) codes with -1 for control and padding,
+    `"dose"` (B, n_slots), and where set up `"context"` (B, 1), `"extra_categorical_covs"`, `"cell_embedding"` and
+    `"X_control"`. In a prediction the batch holds control cells with the target's codes and doses, and, where
+    `context_means` is True, `"context_mean"` and `"context_mean_expm1"` (B, n_vars): the mean of all control cells of
+    the cell's context, and the mean of their `expm1`.
+    """
+
+    context_means: bool = False
+    """Whether a prediction needs the mean of the context's control cells."""
+
+    fits_correction: bool = True
+    """Whether added counts are corrected for the decoder's mean of logarithms; see `count_correction`."""
+
+    fitted: tuple[str, ...] = ("known_codes", "known_doses", "count_correction")
+    """Names of buffers whose shape is known after training only; saved and loaded with the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.fitted:
+            self.register_buffer(name, None)
+
+    def lookup(self, tensors: Tensors) -> torch.Tensor:
+        """Find the condition of each cell among the trained ones.
+
+        Parameters
+        ----------
+        tensors
+            A batch.
+
+        Returns
+        -------
+        Positions in `known_codes`, shape `(B,)`; -1 where the condition was never trained.
+        """
+        n_slots = max(tensors[_keys.PERTURBATION].shape[1], self.known_codes.shape[1])
+
+        def pad(values: torch.Tensor, fill: float) -> torch.Tensor:
+            return torch.nn.functional.pad(values, (0, n_slots - values.shape[1]), value=fill)
+
+        codes, known = pad(tensors[_keys.PERTURBATION].long(), _keys.PAD), pad(self.known_codes.long(), _keys.PAD)
+        doses, known_doses = pad(tensors[_keys.DOSE], 0), pad(self.known_doses, 0)
+        same = (codes[:, None] == known).all(2) & (doses[:, None] == known_doses).all(2)
+        return torch.where(same.any(1), same.long().argmax(1), -1)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters, or of the buffers where there are none."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def _get_inference_input(self, tensors: Tensors, full_forward_pass: bool = False) -> dict[str, Any]:
+        return {"tensors": tensors}
+
+    def _get_generative_input(self, tensors: Tensors, inference_outputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"z": inference_outputs["z"], "tensors": tensors}
+
+    def inference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Encode a batch; `"z"` (B, n_latent) must not depend on the label.
+
+        Parameters
+        ----------
+        tensors
+            A batch. `"X_control"` is read in place of `"X"` when it is there.
+
+        Returns
+        -------
+        A dict with `"z"`. A closed-form module hands the cell on as it is.
+        """
+        return {"z": tensors.get(_keys.X_CONTROL, tensors[_keys.X])}
+
+    def generative(self, z: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Decode a batch under its labels.
+
+        Parameters
+        ----------
+        z
+            Latent representation, shape `(B, n_latent)`.
+        tensors
+            A batch.
+
+        Returns
+        -------
+        A dict with `"px"`, expression of shape `(B, n_vars)`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no decoder.")
+
+    def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
+        """Loss of a batch; not used by closed-form modules.
+
+        Parameters
+        ----------
+        tensors
+            A batch.
+        inference_outputs
+            What :meth:`inference` returned.
+        generative_outputs
+            What :meth:`generative` returned.
+
+        Returns
+        -------
+        The loss, with `reconstruction_loss` per cell.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is fitted in closed form.")
+
+    def counterfactual(self, tensors: Tensors, z: torch.Tensor | None = None) -> torch.Tensor:
+        """Expression of control cells under the labels of the batch.
+
+        Parameters
+        ----------
+        tensors
+            Control cells with the target's codes and doses.
+        z
+            Their latent representation, if it was computed before.
+
+        Returns
+        -------
+        Decoded expression, shape `(B, n_vars)`, before it is realised.
+        """
+        if z is None:
+            z = self.inference(tensors)["z"]
+        return self.generative(z, tensors)["px"]
+
+    def rates(
+        self, tensors: Tensors, decoded: torch.Tensor, decoded_control: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean normalised counts under control and under the target, for `realise="counts"`.
+
+        Parameters
+        ----------
+        tensors
+            Control cells with the target's codes and doses.
+        decoded
+            Their counterfactual under the target, shape `(B, n_vars)`.
+        decoded_control
+            Their counterfactual under control, shape `(B, n_vars)`.
+
+        Returns
+        -------
+        Rates under control and under the target, non-negative, shape `(B, n_vars)`.
+        """
+        return torch.expm1(decoded_control.clamp(min=0)), torch.expm1(decoded.clamp(min=0))
+
+    def prepare(self, loader: CellLoader) -> None:
+        """Called once before the first stage with a loader over the training cells."""
+
+    def conclude(self, loader: CellLoader) -> None:
+        """Called once after the last stage with a loader over the training cells."""
+
+    def critic_parameters(self) -> Iterable[torch.nn.Parameter]:
+        """Parameters of an adversary, trained in turn with the rest."""
+        return ()
+
+    def critic_loss(self, tensors: Tensors) -> torch.Tensor:
+        """Loss of the adversary.
+
+        Parameters
+        ----------
+        tensors
+            A batch.
+
+        Returns
+        -------
+        A scalar.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has critic parameters but no critic_loss.")

@@ -1,0 +1,316 @@
+"""Counterfactual cells, streamed: control cells are encoded once and decoded once per target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from multipert import _keys
+from multipert._progress import track
+from multipert.data._checks import row_blocks
+
+from ._realise import draw_counts, residual, size_factors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+    from scipy import sparse
+
+    from multipert.data._store import CellStore
+
+    from ._module import PerturbationModule, Tensors
+    from ._realise import Realise
+
+_ACCUMULATOR_BYTES = 256 * 2**20
+# beyond any log-normalised value; keeps signed data such as extreme z-scores finite
+_LARGEST = 80.0
+
+
+@dataclass
+class ContextMeans:
+    """Mean expression of the control cells of each context.
+
+    Parameters
+    ----------
+    names
+        Names of the contexts, sorted.
+    mean
+        Mean expression, shape `(n_contexts, n_vars)`, float32.
+    mean_expm1
+        Mean of `expm1` of the expression, same shape.
+    """
+
+    names: list[str]
+    mean: torch.Tensor
+    mean_expm1: torch.Tensor
+
+    @classmethod
+    def of(cls, x: Any, contexts: np.ndarray, is_control: np.ndarray) -> ContextMeans:
+        """Compute the means in one pass over the control cells, in float64.
+
+        Parameters
+        ----------
+        x
+            Expression, shape `(n_cells, n_vars)`.
+        contexts
+            Name of each cell's context.
+        is_control
+            Whether each cell is a control cell.
+
+        Returns
+        -------
+        The means of the contexts that have control cells.
+        """
+        names = sorted(set(contexts[is_control]))
+        position = {name: i for i, name in enumerate(names)}
+        sums = np.zeros((2, len(names), x.shape[1]))
+        rows = np.flatnonzero(is_control)
+        for at, block in row_blocks(x, rows):
+            dense = (block.toarray() if hasattr(block, "toarray") else np.asarray(block)).astype(np.float32)
+            codes = np.array([position[name] for name in contexts[at]])
+            for code in np.unique(codes):
+                here = dense[codes == code].astype(np.float64)
+                sums[0, code] += here.sum(axis=0)
+                sums[1, code] += np.expm1(np.minimum(here, _LARGEST)).sum(axis=0)
+        totals = np.array([(contexts[rows] == name).sum() for name in names])[:, None]
+        mean, mean_expm1 = torch.from_numpy((sums / totals).astype(np.float32))
+        return cls(names, mean, mean_expm1)
+
+
+@dataclass
+class Predictor:
+    """Everything that a prediction needs, bound together for one call.
+
+    Parameters
+    ----------
+    module
+        The trained module.
+    store
+        The cells.
+    obs_names
+        Names of the cells of the store.
+    realise
+        How decoded expression becomes cells.
+    clip
+        Whether negative values are set to 0.
+    seed
+        Seed of what is drawn.
+    batch_size
+        Cells per batch.
+    contexts
+        Context of each cell.
+    means
+        Means of the contexts, where the module needs them.
+    counts
+        Raw counts of the cells, for `realise="counts"`.
+    """
+
+    module: PerturbationModule
+    store: CellStore
+    obs_names: pd.Index
+    realise: Realise
+    clip: bool
+    seed: int
+    batch_size: int
+    contexts: np.ndarray
+    means: ContextMeans | None = None
+    counts: np.ndarray | sparse.csr_matrix | None = None
+
+    def batches(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensors]]:
+        """Positions within `rows` and the batch of each step."""
+        position = {} if self.means is None else {name: i for i, name in enumerate(self.means.names)}
+        for start in range(0, len(rows), self.batch_size):
+            at = np.arange(start, min(start + self.batch_size, len(rows)))
+            tensors = self.store.batch(rows[at])
+            if self.means is not None:
+                codes = torch.tensor([position[name] for name in self.contexts[rows[at]]])
+                tensors["context_mean"] = self.means.mean[codes]
+                tensors["context_mean_expm1"] = self.means.mean_expm1[codes]
+            yield at, {key: value.to(self.module.device) for key, value in tensors.items()}
+
+    @torch.inference_mode()
+    def stream(
+        self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray, description: str
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Predict all targets for some control cells.
+
+        Parameters
+        ----------
+        rows
+            Row numbers of the control cells.
+        codes
+            Codes of the targets, shape `(n_targets, n_slots)`.
+        doses
+            Doses of the targets, same shape.
+        description
+            Text of the progress bar.
+
+        Yields
+        ------
+        Number of the target, positions within `rows`, predicted expression and, for `realise="counts"`, counts.
+        """
+        self.module.eval()
+        steps = -(-len(rows) // self.batch_size) * len(codes)
+        yield from track(self._stream(rows, codes, doses), description, total=steps)
+
+    def _stream(self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray) -> Iterator:
+        for at, tensors in self.batches(rows):
+            encoded = self._encode(rows[at], tensors)
+            for target in range(len(codes)):
+                shape = (len(at), codes.shape[1])
+                labels = np.broadcast_to(codes[target], shape), np.broadcast_to(doses[target], shape)
+                yield target, at, *self._one(rows[at], tensors, encoded, *labels)
+
+    @torch.inference_mode()
+    def own_labels(
+        self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray, description: str
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Predict each control cell under a label of its own.
+
+        Parameters
+        ----------
+        rows
+            Row numbers of the control cells, repeats allowed.
+        codes
+            Codes, shape `(len(rows), n_slots)`.
+        doses
+            Doses, same shape.
+        description
+            Text of the progress bar.
+
+        Yields
+        ------
+        Positions within `rows` and predicted expression.
+        """
+        self.module.eval()
+        for at, tensors in track(self.batches(rows), description, total=-(-len(rows) // self.batch_size)):
+            predicted, _ = self._one(rows[at], tensors, self._encode(rows[at], tensors), codes[at], doses[at])
+            yield at, predicted
+
+    def _encode(self, rows: np.ndarray, tensors: Tensors) -> dict[str, Any]:
+        """What is the same for all targets: latent representation, decoded control, counts."""
+        z = self.module.inference(tensors)["z"]
+        encoded: dict[str, Any] = {"z": z}
+        if self.realise != "plain":
+            control = {
+                **tensors,
+                _keys.PERTURBATION: torch.full_like(tensors[_keys.PERTURBATION], _keys.PAD),
+                _keys.DOSE: torch.zeros_like(tensors[_keys.DOSE]),
+            }
+            encoded["control"] = self.module.counterfactual(control, z)
+        if self.realise == "counts" and self.counts is not None:
+            counts = self.counts[rows]
+            counts = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
+            x = tensors[_keys.X].cpu().numpy()
+            names = self.obs_names[rows]
+            encoded["x"], encoded["counts"] = x, counts
+            encoded["factors"] = size_factors(x, counts, list(names), _keys.COUNTS_LAYER)
+        return encoded
+
+    def _one(
+        self, rows: np.ndarray, tensors: Tensors, encoded: dict[str, Any], codes: np.ndarray, doses: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        device = self.module.device
+        target = {
+            **tensors,
+            _keys.PERTURBATION: torch.tensor(codes, device=device),
+            _keys.DOSE: torch.tensor(doses, device=device),
+        }
+        decoded = self.module.counterfactual(target, encoded["z"])
+        if self.realise == "counts":
+            control_rates, rates = self.module.rates(target, decoded, encoded["control"])
+            correction = self._correction(target)
+            return draw_counts(
+                encoded["x"],
+                encoded["counts"],
+                encoded["factors"],
+                control_rates.double().cpu().numpy(),
+                rates.double().cpu().numpy(),
+                correction,
+                list(self.obs_names[rows]),
+                self.seed,
+            )
+        if self.realise == "residual":
+            decoded = residual(tensors[_keys.X], decoded, encoded["control"])
+        if self.clip:
+            decoded = decoded.clamp(min=0)
+        return decoded.float().cpu().numpy(), None
+
+    def _correction(self, target: Tensors) -> np.ndarray:
+        """Factor on added counts per cell and gene; 1 for conditions never trained."""
+        if self.module.count_correction is None:
+            return np.ones(1)
+        found = self.module.lookup(target)
+        factors = self.module.count_correction[found]
+        return torch.where((found < 0)[:, None], torch.ones_like(factors), factors).double().cpu().numpy()
+
+    def cells(
+        self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Predicted cells of all targets.
+
+        Parameters
+        ----------
+        rows
+            Row numbers of the control cells.
+        codes
+            Codes of the targets, shape `(n_targets, n_slots)`.
+        doses
+            Doses of the targets, same shape.
+
+        Returns
+        -------
+        Expression of shape `(n_targets * len(rows), n_vars)`, float32, one target after the other, and counts or None.
+        """
+        shape = (len(codes) * len(rows), self.store.n_vars)
+        expression = np.empty(shape, dtype=np.float32)
+        counts = np.empty(shape, dtype=np.float32) if self.realise == "counts" else None
+        for target, at, predicted, drawn in self.stream(rows, codes, doses, "Predicting cells"):
+            expression[target * len(rows) + at] = predicted
+            if counts is not None:
+                counts[target * len(rows) + at] = drawn
+        return expression, counts
+
+    def moments(
+        self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+        """Mean and variance over cells of all targets, by context; memory grows with targets x contexts x genes only.
+
+        Parameters
+        ----------
+        rows
+            Row numbers of the control cells.
+        codes
+            Codes of the targets, shape `(n_targets, n_slots)`.
+        doses
+            Doses of the targets, same shape.
+
+        Returns
+        -------
+        Means and (population) variances of shape `(n_targets, n_contexts, n_vars)`, float32; names of the contexts;
+        and number of cells per context.
+        """
+        names = sorted(set(self.contexts[rows]))
+        position = {name: i for i, name in enumerate(names)}
+        of_row = np.array([position[name] for name in self.contexts[rows]])
+        n_cells = np.bincount(of_row, minlength=len(names))
+        n_vars = self.store.n_vars
+        shape = (len(codes), len(names), n_vars)
+        means, variances = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+        block = max(1, _ACCUMULATOR_BYTES // (16 * len(names) * n_vars))
+        for first in range(0, len(codes), block):
+            some = slice(first, first + block)
+            sums = np.zeros((2, len(codes[some]), len(names), n_vars))
+            for target, at, predicted, _ in self.stream(rows, codes[some], doses[some], "Predicting means"):
+                for context in np.unique(of_row[at]):
+                    here = predicted[of_row[at] == context]
+                    sums[0, target, context] += here.sum(axis=0, dtype=np.float64)
+                    sums[1, target, context] += np.einsum("ij,ij->j", here, here, dtype=np.float64)
+            sums /= n_cells[:, None]
+            means[some] = sums[0]
+            variances[some] = np.maximum(sums[1] - sums[0] ** 2, 0)
+        return means, variances, names, n_cells

@@ -1,0 +1,262 @@
+"""Setup arguments: checked against the data and the model's tags, then turned into fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from multipert import _keys
+from multipert.data._checks import check_column, check_control, check_expression, check_names
+from multipert.data._codec import ConditionCodec, parse_column, tokens
+from multipert.data._conditions import Condition, canonical_label, close_matches
+from multipert.data._fields import CategoryField, CellEmbeddingField, ConditionField, DoseField, ExpressionField
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mudata import MuData
+    from scvi.data.fields import BaseAnnDataField
+
+    from ._tags import ModelTags
+
+_MODALITIES = ("expression", "labels")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The arguments of `setup_anndata` or `setup_mudata`, and what they mean for a data set.
+
+    Parameters are those of :meth:`multipert.model.PerturbationModel.setup_anndata`; `modalities` names the modality of
+    `"expression"` and of `"labels"` (None: the obs of the MuData itself).
+    """
+
+    perturbation_key: str = _keys.PERTURBATION
+    control: str = _keys.CONTROL
+    layer: str | None = None
+    context_key: str | None = None
+    categorical_covariate_keys: Sequence[str] | None = None
+    dose_key: str | None = None
+    perturbation_embedding_key: str | None = None
+    cell_embedding_key: str | None = None
+    pairing_key: str | None = None
+    signed: bool = False
+    delimiter: str | None = "+"
+    modalities: Mapping[str, str] | None = None
+
+    @classmethod
+    def from_registry(cls, registry: Mapping[str, Any]) -> Setup:
+        """The arguments that a registry recorded."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{key: value for key, value in registry["setup_args"].items() if key in known})
+
+    @property
+    def matrix(self) -> str:
+        """What to call the expression matrix in messages."""
+        return "X" if self.layer is None else f"layers[{self.layer!r}]"
+
+    @property
+    def expression_modality(self) -> str | None:
+        """Modality of a MuData that holds the expression."""
+        return self.modalities["expression"] if self.modalities else None
+
+    @property
+    def labels_modality(self) -> str | None:
+        """Modality of a MuData whose obs holds the labels."""
+        return self.modalities.get("labels") if self.modalities else None
+
+    def as_anndata(self, data: AnnData | MuData) -> AnnData:
+        """One AnnData with the expression and the labels; a MuData's arrays are shared, not copied."""
+        if isinstance(data, AnnData):
+            return data
+        if not self.modalities:
+            raise TypeError("A MuData was given to a model that was set up with setup_anndata; pass an AnnData.")
+        for role, name in self.modalities.items():
+            if role not in _MODALITIES:
+                raise ValueError(f"modalities names {role!r}{close_matches(role, _MODALITIES)}")
+            if name not in data.mod:
+                raise KeyError(f"modalities[{role!r}]={name!r} is not a modality{close_matches(name, data.mod)}")
+        source = data.mod[self.expression_modality]
+        labels = data if self.labels_modality is None else data.mod[self.labels_modality]
+        if not labels.obs_names.isin(source.obs_names).all() or labels.n_obs != source.n_obs:
+            raise ValueError(
+                f"Modality {self.expression_modality!r} has {source.n_obs} cells and the labels "
+                f"{labels.n_obs}; every cell must be in both (mudata.pp.intersect_obs)."
+            )
+        obs = labels.obs.loc[source.obs_names]
+        uns = {**source.uns, **data.uns, **labels.uns}
+        return AnnData(X=source.X, obs=obs, var=source.var, layers=dict(source.layers), obsm=dict(source.obsm), uns=uns)
+
+    def expression(self, adata: AnnData) -> Any:
+        """The expression matrix, shape `(n_cells, n_vars)`, as it is held."""
+        if self.layer is None:
+            if adata.X is None:
+                raise ValueError("adata.X is empty; name the layer of log-normalised expression with `layer`.")
+            return adata.X
+        if self.layer not in adata.layers:
+            raise KeyError(f"layer={self.layer!r} is not in layers{close_matches(self.layer, adata.layers)}")
+        return adata.layers[self.layer]
+
+    def conditions(self, adata: AnnData) -> tuple[list[Condition], np.ndarray]:
+        """The distinct conditions of a data set and each cell's position among them."""
+        labels = check_column(adata.obs, self.perturbation_key, "perturbation_key")
+        doses = None if self.dose_key is None else check_column(adata.obs, self.dose_key, "dose_key")
+        return parse_column(labels, doses, control=self.control, delimiter=self.delimiter)
+
+    def is_control(self, adata: AnnData) -> np.ndarray:
+        """Whether each cell is a control cell, shape `(n_cells,)`; an error if none is."""
+        conditions, inverse = self.conditions(adata)
+        mask = np.array([not condition for condition in conditions])[inverse]
+        check_control(adata.obs[self.perturbation_key], mask, self.perturbation_key, self.control)
+        return mask
+
+    def contexts(self, adata: AnnData) -> np.ndarray:
+        """Name of each cell's context, shape `(n_cells,)`; the empty name where no context is set up."""
+        if self.context_key is None:
+            return np.full(adata.n_obs, "", dtype=object)
+        return check_column(adata.obs, self.context_key, "context_key").astype(str).to_numpy(dtype=object)
+
+    def embedding(self, adata: AnnData) -> pd.DataFrame | None:
+        """The table of perturbation embeddings without the control row, or None."""
+        key = self.perturbation_embedding_key
+        if key is None:
+            return None
+        if key not in adata.uns:
+            raise KeyError(f"perturbation_embedding_key={key!r} is not in uns{close_matches(key, adata.uns)}")
+        table = adata.uns[key]
+        if not isinstance(table, pd.DataFrame):
+            raise TypeError(f"uns[{key!r}] is a {type(table).__name__}; store a DataFrame with perturbations as index.")
+        table = table.set_axis(table.index.astype(str), axis=0)
+        table = table[table.index != self.control].astype(float)
+        repeated = table.index[table.index.duplicated()]
+        if len(repeated):
+            raise ValueError(f"uns[{key!r}] has {len(repeated)} repeated row(s): {', '.join(repeated[:5])}.")
+        bad = table.index[~np.isfinite(table.to_numpy()).all(axis=1)]
+        if len(bad):
+            raise ValueError(f"uns[{key!r}] has NaN or infinite values in {len(bad)} row(s): {', '.join(bad[:5])}.")
+        return table
+
+    def codec(self, adata: AnnData) -> ConditionCodec:
+        """The vocabulary of a data set that is being set up."""
+        table = self.embedding(adata)
+        names = tokens(self.conditions(adata)[0]) if table is None else tuple(table.index)
+        return ConditionCodec(names, self.control, self.delimiter)
+
+    def check(self, adata: AnnData, tags: ModelTags, model: str) -> None:
+        """The pre-flight report: raises before anything is computed or written."""
+        check_names(adata)
+        self._check_tags(tags, model)
+        conditions, _ = self.conditions(adata)
+        self.is_control(adata)
+        self.contexts(adata)
+        for key in self.categorical_covariate_keys or ():
+            check_column(adata.obs, key, "categorical_covariate_keys")
+        for condition in conditions:
+            check_condition(condition, tags, model)
+        if not tokens(conditions):
+            raise ValueError(f"obs[{self.perturbation_key!r}] holds control cells only; there is nothing to learn from.")
+        codec = self.codec(adata)
+        absent = sorted(set(tokens(conditions)) - set(codec.vocabulary))
+        if absent:
+            raise ValueError(
+                f"uns[{self.perturbation_embedding_key!r}] lacks {len(absent)} perturbation(s) of "
+                f"obs[{self.perturbation_key!r}]: {', '.join(absent[:5])}; add their rows or drop their cells."
+            )
+        if not tags.several_perturbations and len(tokens(conditions)) > 1:
+            raise ValueError(
+                f"{model} holds one perturbation (tag several_perturbations is False) but "
+                f"obs[{self.perturbation_key!r}] has {len(tokens(conditions))}; keep one of them and control."
+            )
+        if self.cell_embedding_key is not None and self.cell_embedding_key not in adata.obsm:
+            raise KeyError(
+                f"cell_embedding_key={self.cell_embedding_key!r} is not in "
+                f"obsm{close_matches(self.cell_embedding_key, adata.obsm)}"
+            )
+        if self.pairing_key is not None:
+            self.partners(adata, np.arange(adata.n_obs))
+        if tags.needs_counts and _keys.COUNTS_LAYER not in adata.layers:
+            raise KeyError(f"{model} needs raw counts in layers[{_keys.COUNTS_LAYER!r}] (tag needs_counts).")
+        check_expression(self.expression(adata), adata, name=self.matrix, signed=self.signed, counts=tags.counts)
+
+    def _check_tags(self, tags: ModelTags, model: str) -> None:
+        if self.dose_key is not None and not tags.doses:
+            raise ValueError(
+                f"{model} does not use doses (tag doses is False), so dose_key={self.dose_key!r} cannot be used; write "
+                "the pair as the label, such as 'TCDD@30'."
+            )
+        needs = {
+            "context_key": tags.needs_context,
+            "perturbation_embedding_key": tags.needs_embedding,
+            "cell_embedding_key": tags.needs_cell_embedding,
+        }
+        for argument, needed in needs.items():
+            if needed and getattr(self, argument) is None:
+                tag = argument.removesuffix("_key").removeprefix("perturbation_")
+                raise ValueError(f"{model} needs `{argument}` (tag needs_{tag}); name it in the setup.")
+
+    def partners(self, adata: AnnData, rows: np.ndarray) -> np.ndarray:
+        """Row numbers of the partners that `pairing_key` names; control cells are their own."""
+        control = self.is_control(adata)
+        column = adata.obs[check_column(adata.obs.loc[~control], str(self.pairing_key), "pairing_key").name].astype(str)
+        at = adata.obs_names.get_indexer(column)
+        at[control] = np.flatnonzero(control)
+        wrong = (at < 0) | ~control[at]
+        if wrong.any():
+            shown = ", ".join(map(repr, column[wrong][:3]))
+            raise ValueError(
+                f"obs[{self.pairing_key!r}] names {int(wrong.sum())} partner(s) that are no control cells of this data: "
+                f"{shown}; give the obs name of a control cell for each perturbed cell."
+            )
+        return at[rows]
+
+    def fields(self, adata: AnnData) -> list[BaseAnnDataField]:
+        """The scvi-tools fields of this setup."""
+        labels, expression = self.labels_modality, self.expression_modality
+        table = self.embedding(adata)
+        condition = (
+            self.perturbation_key,
+            self.dose_key,
+            self.control,
+            self.delimiter,
+            None if table is None else tuple(table.index),
+            labels,
+        )
+        made: list[BaseAnnDataField] = [
+            ExpressionField(self.layer, expression),
+            ConditionField(*condition),
+            DoseField(*condition),
+        ]
+        if self.context_key is not None:
+            made.append(CategoryField(_keys.CONTEXT, [self.context_key], labels))
+        if self.categorical_covariate_keys:
+            made.append(CategoryField(_keys.CATEGORICAL_COVARIATES, list(self.categorical_covariate_keys), labels))
+        if self.cell_embedding_key is not None:
+            made.append(CellEmbeddingField(self.cell_embedding_key, expression))
+        return made
+
+
+def check_condition(condition: Condition, tags: ModelTags, model: str) -> None:
+    """Refuse a combination where the model's tags exclude it.
+
+    Parameters
+    ----------
+    condition
+        The condition.
+    tags
+        Tags of the model.
+    model
+        Its name.
+
+    Raises
+    ------
+    ValueError
+        Naming the tag.
+    """
+    if len(condition) > 1 and not tags.combinations:
+        raise ValueError(
+            f"{model} cannot use the combination {canonical_label(condition)!r} (tag combinations is False); drop these "
+            "cells, or pass another `delimiter` (None reads every label whole)."
+        )

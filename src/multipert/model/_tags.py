@@ -1,0 +1,64 @@
+"""What a model can do, in one frozen record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelTags:
+    """Abilities and needs of a model; drives the checks, the docs' table and the benchmark.
+
+    Parameters
+    ----------
+    uses_context
+        Whether the prediction depends on the context.
+    needs_context
+        Whether `context_key` must be given.
+    unseen_context
+        Whether control cells of a context never seen in training are a legal input.
+    several_perturbations
+        Whether one model holds more than one perturbation.
+    unseen_perturbations
+        Whether perturbations without training cells are legal targets.
+    combinations
+        Whether labels such as "A+B" are legal.
+    doses
+        Whether `dose_key` is legal.
+    needs_embedding
+        Whether `perturbation_embedding_key` must be given.
+    needs_cell_embedding
+        Whether `cell_embedding_key` must be given.
+    needs_counts
+        Whether a layer of raw counts must be there beside the expression.
+    counts
+        Whether the expression itself must be raw counts.
+    modalities
+        Number of modalities.
+    latent
+        Whether there is a latent representation.
+    perturbation_embedding
+        Whether `get_perturbation_embedding` returns something.
+    output
+        What a predicted row is: a mapped "cell", a drawn "sample", or the "mean" repeated.
+    reference
+        Bibtex key of the source.
+    """
+
+    uses_context: bool = False
+    needs_context: bool = False
+    unseen_context: bool = True
+    several_perturbations: bool = True
+    unseen_perturbations: bool = False
+    combinations: bool = False
+    doses: bool = False
+    needs_embedding: bool = False
+    needs_cell_embedding: bool = False
+    needs_counts: bool = False
+    counts: bool = False
+    modalities: int = 1
+    latent: bool = False
+    perturbation_embedding: bool = False
+    output: Literal["cell", "sample", "mean"] = "cell"
+    reference: str = ""

@@ -1,0 +1,148 @@
+"""Feature-wise linear modulation and the multi-layer perceptrons around it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SLOPE = 0.01
+
+
+def linear(n_in: int, n_out: int) -> nn.Linear:
+    """A linear layer with Xavier-uniform weights.
+
+    Parameters
+    ----------
+    n_in
+        Width of the input.
+    n_out
+        Width of the output.
+
+    Returns
+    -------
+    The layer.
+    """
+    layer = nn.Linear(n_in, n_out)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
+class FiLMGenerator(nn.Module):
+    """Scale and shift of one layer from the perturbation's vector.
+
+    Both are `leaky_relu(linear(trunk(c)))`, with weights of their own and no offset of 1 on the scale.
+
+    Parameters
+    ----------
+    n_condition
+        Width of the perturbation's vector.
+    width
+        Width of the modulated layer.
+    hidden
+        Widths of the trunk; none makes it the identity.
+    """
+
+    def __init__(self, n_condition: int, width: int, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        widths = [n_condition, *hidden]
+        trunk: list[nn.Module] = []
+        for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+            trunk += [linear(n_in, n_out), nn.LeakyReLU(_SLOPE)]
+        self.trunk = nn.Sequential(*trunk)
+        self.scale = linear(widths[-1], width)
+        self.shift = linear(widths[-1], width)
+
+    def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and shift, each of shape `(B, width)`."""
+        hidden = self.trunk(condition)
+        activate = nn.functional.leaky_relu
+        return activate(self.scale(hidden), _SLOPE), activate(self.shift(hidden), _SLOPE)
+
+
+class Encoder(nn.Module):
+    """Dropout on the genes, then linear, batch norm, leaky ReLU and dropout per width, then the latent layer.
+
+    The latent layer is activated too, so latent values are almost non-negative.
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes.
+    hidden
+        Widths of the hidden layers.
+    n_latent
+        Width of the latent representation.
+    dropout_rate
+        Dropout after each hidden layer.
+    mask_rate
+        Share of genes masked in training.
+    """
+
+    def __init__(
+        self, n_vars: int, hidden: Sequence[int], n_latent: int, dropout_rate: float, mask_rate: float
+    ) -> None:
+        super().__init__()
+        self.mask = nn.Dropout(mask_rate)
+        widths = [n_vars, *hidden]
+        self.hidden = nn.Sequential(
+            *(
+                nn.Sequential(
+                    linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(_SLOPE), nn.Dropout(dropout_rate)
+                )
+                for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+            )
+        )
+        self.latent = linear(widths[-1], n_latent)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Latent representation, shape `(B, n_latent)`."""
+        return nn.functional.leaky_relu(self.latent(self.hidden(self.mask(x))), _SLOPE)
+
+
+class FiLMDecoder(nn.Module):
+    """Hidden layers modulated by the perturbation, then an output layer that is not.
+
+    Parameters
+    ----------
+    n_latent
+        Width of the latent representation.
+    hidden
+        Widths of the hidden layers, in the decoder's order.
+    n_vars
+        Number of genes.
+    n_condition
+        Width of the perturbation's vector.
+    film_hidden
+        Widths of the trunks of the FiLM generators.
+    dropout_rate
+        Dropout after each hidden layer.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        hidden: Sequence[int],
+        n_vars: int,
+        n_condition: int,
+        film_hidden: Sequence[int],
+        dropout_rate: float,
+    ) -> None:
+        super().__init__()
+        widths = [n_latent, *hidden]
+        self.linears = nn.ModuleList(linear(n_in, n_out) for n_in, n_out in zip(widths[:-1], widths[1:], strict=True))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden)
+        self.films = nn.ModuleList(FiLMGenerator(n_condition, width, film_hidden) for width in hidden)
+        self.dropout = nn.Dropout(dropout_rate)
+        self.output = linear(widths[-1], n_vars)
+
+    def forward(self, z: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Expression, shape `(B, n_vars)`; may be slightly negative."""
+        for layer, norm, film in zip(self.linears, self.norms, self.films, strict=True):
+            scale, shift = film(condition)
+            z = self.dropout(nn.functional.leaky_relu(scale * norm(layer(z)) + shift, _SLOPE))
+        return nn.functional.leaky_relu(self.output(z), _SLOPE)

@@ -1,0 +1,102 @@
+"""One pass of gradient training."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scvi.train import Trainer
+
+if TYPE_CHECKING:
+    from multipert.data._loaders import CellLoader
+
+    from ._plan import PerturbationTrainingPlan
+
+
+def fit(
+    plan: PerturbationTrainingPlan,
+    train: CellLoader,
+    validation: CellLoader | None,
+    **trainer_kwargs: Any,
+) -> dict[str, pd.DataFrame]:
+    """Train a plan and return the history of this pass.
+
+    Parameters
+    ----------
+    plan
+        What to train and how.
+    train
+        Batches to learn from.
+    validation
+        Batches to log the loss of; None logs none.
+    trainer_kwargs
+        Arguments of scvi-tools' `Trainer`.
+
+    Returns
+    -------
+    One frame per logged quantity, indexed by epoch.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the user interrupted; the weights reached so far stay.
+    """
+    trainer = Trainer(early_stopping_monitor="validation_loss", **trainer_kwargs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fused.*")
+        warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*logging interval.*")
+        try:
+            trainer.fit(plan, train, validation)
+        except SystemExit as exit_:
+            # Lightning turns Ctrl-C into an exit of the interpreter, which would end a notebook's kernel
+            raise KeyboardInterrupt from exit_
+    history = getattr(trainer.logger, "history", None) or {}
+    return {key: frame for key, frame in history.items() if isinstance(frame, pd.DataFrame)}
+
+
+def append_history(
+    old: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Continue a history by that of a further pass.
+
+    Parameters
+    ----------
+    old
+        History so far.
+    new
+        History of the pass.
+
+    Returns
+    -------
+    One frame per quantity; epochs count on from the last one of `old`.
+    """
+    offset = max((int(frame.index.max()) + 1 for frame in old.values() if len(frame)), default=0)
+    merged = dict(old)
+    for key, frame in new.items():
+        frame = frame.astype(float)
+        frame.index = pd.RangeIndex(offset, offset + len(frame), name="epoch")
+        merged[key] = pd.concat([old[key], frame]) if key in old else frame
+    return merged
+
+
+def check_trainer_kwargs(kwargs: dict[str, Any]) -> None:
+    """Refuse a keyword that neither `train` nor scvi-tools' trainer knows.
+
+    Parameters
+    ----------
+    kwargs
+        Keyword arguments given to `train`.
+
+    Raises
+    ------
+    TypeError
+        Naming the unknown keyword.
+    """
+    import lightning.pytorch as pl
+
+    known = set(inspect.signature(Trainer.__init__).parameters) | set(inspect.signature(pl.Trainer.__init__).parameters)
+    for key in kwargs:
+        if key not in known:
+            raise TypeError(f"train() got an unexpected keyword argument {key!r}.")

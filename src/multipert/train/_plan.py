@@ -1,0 +1,130 @@
+"""The one training plan of all models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import torch
+
+if TYPE_CHECKING:
+    from scvi.module.base import LossOutput
+
+    from multipert.model._module import PerturbationModule, Tensors
+
+
+class PerturbationTrainingPlan(pl.LightningModule):
+    """Adam with a linear warm-up; alternates with an adversary where the module has one.
+
+    The rate of update `t` (from 0) is `lr * min(1, t / n_warmup_steps)`, so the first update of a warm-up changes no
+    weight. A loss that is not finite stops the run with the batch named, and the last finite weights are kept.
+
+    Parameters
+    ----------
+    module
+        What to train.
+    lr
+        Learning rate.
+    weight_decay
+        L2 penalty of Adam.
+    n_warmup_steps
+        Updates until the full learning rate.
+    eps
+        Adam's `eps`.
+    critic_lr
+        Learning rate of the adversary; None takes `lr`.
+    critic_every
+        The adversary is trained at every `critic_every`-th batch.
+    """
+
+    def __init__(
+        self,
+        module: PerturbationModule,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        n_warmup_steps: int = 100,
+        eps: float = 1e-8,
+        critic_lr: float | None = None,
+        critic_every: int = 1,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.automatic_optimization = False
+        self._settings = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+        self._critic_lr = lr if critic_lr is None else critic_lr
+        self.n_warmup_steps = n_warmup_steps
+        self.critic_every = critic_every
+        self._finite_state: dict[str, torch.Tensor] = {}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One optimiser for the module, a second for its adversary if any."""
+        critic = list(self.module.critic_parameters())
+        of_critic = {id(p) for p in critic}
+        main = [p for p in self.module.parameters() if p.requires_grad and id(p) not in of_critic]
+        optimizers = [torch.optim.Adam(main, fused=_fused(main), **self._settings)]
+        if critic:
+            settings = {**self._settings, "lr": self._critic_lr}
+            optimizers.append(torch.optim.Adam(critic, fused=_fused(critic), **settings))
+        return optimizers
+
+    def forward(self, batch: Tensors) -> LossOutput:
+        """Loss of a batch."""
+        return self.module(batch)[2]
+
+    def on_train_epoch_start(self) -> None:
+        """Keep a copy of the weights to fall back on."""
+        state = self.module.state_dict()
+        if all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
+            self._finite_state = {name: value.detach().clone() for name, value in state.items()}
+
+    def training_step(self, batch: Tensors, batch_idx: int) -> torch.Tensor:
+        """One update of the module, then one of the adversary."""
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        rate = min(1.0, self.trainer.global_step / len(optimizers) / self.n_warmup_steps) if self.n_warmup_steps else 1.0
+        output = self(batch)
+        self._check_finite(output.loss, batch_idx)
+        self._update(optimizers[0], output.loss, self._settings["lr"] * rate)
+        if len(optimizers) > 1 and batch_idx % self.critic_every == 0:
+            critic_loss = self.module.critic_loss(batch)
+            self._check_finite(critic_loss, batch_idx)
+            self._update(optimizers[1], critic_loss, self._critic_lr * rate)
+            self.log("critic_loss", critic_loss.detach(), on_step=False, on_epoch=True, batch_size=output.n_obs_minibatch)
+        loss = output.loss.detach()
+        self.log(
+            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=output.n_obs_minibatch
+        )
+        return loss
+
+    def _update(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        # None, not zero: parameters that took no part must not move
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        self.manual_backward(loss)
+        optimizer.step()
+
+    def validation_step(self, batch: Tensors, batch_idx: int) -> None:
+        """Log the loss of held-out cells."""
+        output = self(batch)
+        self.log("validation_loss", output.loss, on_step=False, on_epoch=True, batch_size=output.n_obs_minibatch)
+
+    def _check_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
+        if torch.isfinite(loss):
+            return
+        broken = [name for name, p in self.module.named_parameters() if not torch.isfinite(p).all()]
+        if broken and self._finite_state:
+            self.module.load_state_dict(self._finite_state)
+        where = f"parameter {broken[0]!r} is not finite either" if broken else "all parameters are still finite"
+        raise FloatingPointError(
+            f"The loss became {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} ({where}). The last finite "
+            f"weights are kept. Train with a smaller lr (now {self._settings['lr']:g}), or look for extreme values in "
+            "the expression."
+        )
+
+
+def _fused(parameters: list[torch.nn.Parameter]) -> bool:
+    """One kernel per update where the device has it."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
