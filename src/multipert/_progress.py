@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sized
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
     """
     from rich.progress import Progress
 
-    total = len(items) if total is None and hasattr(items, "__len__") else total
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     start = time.perf_counter()
     progress, task = None, None
     try:

@@ -114,7 +114,7 @@ def check_names(adata: AnnData) -> None:
             raise ValueError(f"{what} holds {len(repeated)} duplicate(s): {shown}; run {remedy}.")
 
 
-def check_genes(var_names: pd.Index, expected: Sequence[str]) -> None:
+def check_genes(var_names: pd.Index, expected: Sequence[str] | np.ndarray) -> None:
     """Refuse genes other than those of the model, or the same ones in another order.
 
     Parameters
@@ -185,7 +185,9 @@ def check_expression(
         values = block.data if sparse.issparse(block) else np.asarray(block)
         if values.size == 0:
             continue
-        bad = ~np.isfinite(values)
+        # a float64 beyond the range of float32 would become infinite in a batch
+        with np.errstate(over="ignore"):
+            bad = ~np.isfinite(values.astype(np.float32, copy=False))
         if bad.any():
             n_non_finite += int(bad.sum())
             non_finite += _places(block, bad, at, adata, 3 - len(non_finite))

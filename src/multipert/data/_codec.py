@@ -77,7 +77,9 @@ class ConditionCodec:
         doses = np.zeros(n_slots, dtype=np.float32)
         for slot, (name, dose) in enumerate(condition):
             if name not in self._position:
-                raise ValueError(f"Perturbation {name!r} is not in the vocabulary{close_matches(name, self.vocabulary)}")
+                raise ValueError(
+                    f"Perturbation {name!r} is not in the vocabulary{close_matches(name, self.vocabulary)}"
+                )
             codes[slot], doses[slot] = self._position[name], dose
         return codes, doses
 
@@ -134,7 +136,11 @@ def parse_column(
     """
     frame = pd.DataFrame({"label": labels.astype(str).to_numpy()})
     if doses is not None:
-        frame["dose"] = doses.astype(object).to_numpy()
+        if isinstance(doses.dtype, pd.CategoricalDtype):
+            doses = doses.astype(doses.cat.categories.dtype)
+        # the shortest text of a float32 is the number that was meant, 0.1 and not 0.10000000149
+        narrow = pd.api.types.is_float_dtype(doses.dtype) and doses.dtype.itemsize < 8
+        frame["dose"] = (doses.astype(str) if narrow else doses).astype(object).to_numpy()
     codes, pairs = pd.factorize(pd.MultiIndex.from_frame(frame) if doses is not None else frame["label"])
     parsed = [
         parse_condition(*(pair if doses is not None else (pair,)), control=control, delimiter=delimiter)

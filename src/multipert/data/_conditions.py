@@ -12,6 +12,9 @@ from multipert import _keys
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# doses are held as float32
+_SMALLEST, _LARGEST = 1e-37, 1e38
+
 Condition = tuple[tuple[str, float], ...]
 """A condition: (perturbation, dose) pairs sorted by perturbation; `()` is control."""
 
@@ -59,8 +62,9 @@ def parse_condition(
     >>> parse_condition("A", 0)
     ()
     """
-    label = str(label)
-    tokens = [token.strip() for token in label.split(delimiter)] if delimiter else [label.strip()]
+    label, control = str(label), str(control).strip()
+    whole = not delimiter or label.strip() == control
+    tokens = [label.strip()] if whole else [token.strip() for token in label.split(delimiter)]
     if any(not token for token in tokens):
         raise ValueError(
             f"Perturbation label {label!r} has an empty part; write parts as 'A{delimiter or ''}B', or pass another "
@@ -71,7 +75,9 @@ def parse_condition(
     names = [token for token, _ in parts]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise ValueError(f"Perturbation label {label!r} names {', '.join(repeated)} more than once; name each part once.")
+        raise ValueError(
+            f"Perturbation label {label!r} names {', '.join(repeated)} more than once; name each part once."
+        )
     return tuple(sorted(parts))
 
 
@@ -80,34 +86,41 @@ def _parse_dose(
 ) -> list[float]:
     if dose is None:
         return [1.0] * len(tokens)
-    if isinstance(dose, Real):
-        values = [float(dose)]
+    text = str(dose)
+    if isinstance(dose, Real) or not delimiter:
+        values = [_as_float(text)]
     else:
-        texts = str(dose).split(delimiter) if delimiter else [str(dose)]
-        # "1e+05" is one number although it holds the delimiter
-        whole = _as_float(str(dose))
-        try:
-            values = [whole] if whole is not None else [float(text) for text in texts]
-        except ValueError:
-            raise ValueError(
-                f"Dose {dose!r} of label {label!r} is not a number; write a number, or one number per part as '1+5'."
-            ) from None
-    for value in values:
+        values = [_as_float(part) for part in text.split(delimiter)]
+        if None in values:
+            # "1e+05" is one number although it holds the delimiter
+            values = [_as_float(text)]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
+        raise ValueError(
+            f"Dose {dose!r} of label {label!r} is not a number; write a number, or one number per part as "
+            f"'1{delimiter or ''}5'."
+        )
+    for value in numbers:
         if not math.isfinite(value) or value < 0:
             raise ValueError(
                 f"Dose {dose!r} of label {label!r} is negative or not finite; doses are finite numbers >= 0 and control "
                 "cells have dose 0."
             )
-    if len(values) == 1:
-        return values * len(tokens)
-    if len(values) == len(tokens):
-        return values
+        if value and not _SMALLEST <= value <= _LARGEST:
+            raise ValueError(
+                f"Dose {dose!r} of label {label!r} is outside {_SMALLEST:g}..{_LARGEST:g}, the range of 32-bit numbers; "
+                "use another unit."
+            )
+    if len(numbers) == 1:
+        return numbers * len(tokens)
+    if len(numbers) == len(tokens):
+        return numbers
     treated = [token != control for token in tokens]
-    if len(values) == sum(treated):
-        rest = iter(values)
+    if len(numbers) == sum(treated):
+        rest = iter(numbers)
         return [next(rest) if is_treated else 0.0 for is_treated in treated]
     raise ValueError(
-        f"Label {label!r} has {len(tokens)} part(s) but dose {dose!r} has {len(values)}; give one dose, or one per part "
+        f"Label {label!r} has {len(tokens)} part(s) but dose {dose!r} has {len(numbers)}; give one dose, or one per part "
         "in the label's order."
     )
 
@@ -166,7 +179,8 @@ def canonical_dose(condition: Condition, *, delimiter: str | None = "+") -> str:
 
 
 def _format_number(value: float) -> str:
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    # without the "+" of "1e+16", which would read as a delimiter
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value).replace("e+", "e")
 
 
 def close_matches(value: str, known: Iterable[str], n: int = 3) -> str:
@@ -190,7 +204,7 @@ def close_matches(value: str, known: Iterable[str], n: int = 3) -> str:
     >>> close_matches("IFNb", ["IFNB", "TGFB"])
     "; did you mean 'IFNB'?"
     """
-    known = sorted(map(str, known))
+    value, known = str(value), sorted(map(str, known))
     by_lower = {name.lower(): name for name in known}
     near = [by_lower[m] for m in difflib.get_close_matches(value.lower(), by_lower, n=n, cutoff=0.6)]
     if near:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ._noise import cell_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Pairing = Literal["self", "random"]
 
@@ -17,8 +19,8 @@ def paired_controls(
 ) -> np.ndarray:
     """Draw for each cell a control cell of its own context.
 
-    A control cell is paired with itself. The partner of a perturbed cell depends on the seed, its name and the control
-    cells among `rows` only, so batch size and the other perturbed cells change nothing.
+    A control cell is paired with itself. The partner of a perturbed cell depends on the seed, its name and the names of
+    the control cells among `rows` only, so batch size, the order of cells and the other perturbed cells change nothing.
 
     Parameters
     ----------
@@ -49,6 +51,7 @@ def paired_controls(
     for context in np.unique(contexts[rows]):
         here = contexts[rows] == context
         pool = rows[here & is_control[rows]]
+        pool = pool[np.argsort(obs_names[pool].to_numpy(dtype=object))]
         todo = np.flatnonzero(here & ~is_control[rows])
         if len(pool) and len(todo):
             draws = np.array([cell_key(seed, name) for name in obs_names[rows[todo]]], dtype=np.uint64)

@@ -1,5 +1,13 @@
 """Models: one file each, one contract for all."""
 
+from ._base import PerturbationModel as PerturbationModel
+from ._baselines import NoPerturb
+from ._contextshift import ContextShift
+from ._files import ModelFileError as ModelFileError
+from ._module import PerturbationModule as PerturbationModule
 from ._mtae import MTAe
+from ._tags import ModelTags as ModelTags
+from ._twofactor import TwoFactor
 
-__all__ = ["MTAe"]
+# the registry: what the contract tests, the table of models and the command line go through
+__all__ = ["ContextShift", "MTAe", "NoPerturb", "TwoFactor"]

@@ -30,7 +30,7 @@ from ._predict import ContextMeans, Predictor
 from ._realise import Realise, check_realise
 from ._results import annotation, cells_to_anndata, means_to_anndata
 from ._setup import Setup
-from ._targets import Target, encode_targets, read_targets
+from ._targets import Target, encode_targets, label_columns, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,6 +65,7 @@ class PerturbationModel(BaseModelClass):
     """Hyper-parameters worth searching: name -> ("int" | "float" | "log" | "choice", ...)."""
 
     module: PerturbationModule
+    is_trained_: bool
 
     # ---------------------------------------------------------------- setup
 
@@ -194,8 +195,9 @@ class PerturbationModel(BaseModelClass):
         if kwargs:
             known = setup_args["setup_args"]
             name = next(iter(kwargs))
-            raise TypeError(f"{setup_args['setup_method_name']}() got an unexpected argument {name!r}"
-                            f"{close_matches(name, known)}")
+            raise TypeError(
+                f"{setup_args['setup_method_name']}() got an unexpected argument {name!r}{close_matches(name, known)}"
+            )
         setup = Setup.from_registry(setup_args)
         if data.is_view:
             raise ValueError("The data are a view of another object; run `adata = adata.copy()` first.")
@@ -205,9 +207,7 @@ class PerturbationModel(BaseModelClass):
         manager.register_fields(data, source_registry)
         cls.register_manager(manager)
 
-    def __init__(
-        self, adata: AnnData | None = None, registry: dict | None = None, preset: str | None = None
-    ) -> None:
+    def __init__(self, adata: AnnData | None = None, registry: dict | None = None, preset: str | None = None) -> None:
         super().__init__(adata, registry)
         name = "default" if preset is None else preset
         if name not in self.presets:
@@ -219,7 +219,7 @@ class PerturbationModel(BaseModelClass):
         self._n_slots = int(state["n_slots"])
         self.trained_conditions_: list[Condition] = []
         self.trained_contexts_: list[str] = []
-        self.history_ = {}
+        self.history_: dict[str, pd.DataFrame] = {}
         self._model_summary_string = (
             f"{type(self).__name__}: {len(self._codec.vocabulary)} perturbation(s), {self.summary_stats.n_vars} genes"
         )
@@ -491,6 +491,8 @@ class PerturbationModel(BaseModelClass):
             model=type(self).__name__,
             dose_key=self._setup.dose_key,
         )
+        for condition, _ in targets:
+            self._check_target(condition)
         source = self._source(adata)
         rows = self._control_rows(source, context, indices)
         groups = self._target_rows(source, targets, rows)
@@ -549,7 +551,10 @@ class PerturbationModel(BaseModelClass):
         check_realise(realise, self._setup.signed, self.tags.output)
         source = self._source(adata)
         check_expression(
-            self._setup.expression(source), source, name=self._setup.matrix, signed=self._setup.signed,
+            self._setup.expression(source),
+            source,
+            name=self._setup.matrix,
+            signed=self._setup.signed,
             counts=self.tags.counts,
         )
         name = key or type(self).__name__
@@ -592,13 +597,19 @@ class PerturbationModel(BaseModelClass):
         source = self._source(adata, needs_control=False)
         rows = np.arange(source.n_obs) if indices is None else np.asarray(indices)
         check_expression(
-            self._setup.expression(source), source, name=self._setup.matrix, rows=np.unique(rows),
-            signed=self._setup.signed, counts=self.tags.counts,
+            self._setup.expression(source),
+            source,
+            name=self._setup.matrix,
+            rows=np.unique(rows),
+            signed=self._setup.signed,
+            counts=self.tags.counts,
         )
         predictor = self._predictor(source, "plain", None, 0, batch_size)
         with torch.inference_mode():
             self.module.eval()
-            parts = [self.module.inference(tensors)["z"].float().cpu().numpy() for _, tensors in predictor.batches(rows)]
+            parts = [
+                self.module.inference(tensors)["z"].float().cpu().numpy() for _, tensors in predictor.batches(rows)
+            ]
         return np.concatenate(parts)
 
     def get_perturbation_embedding(self) -> pd.DataFrame:
@@ -620,6 +631,14 @@ class PerturbationModel(BaseModelClass):
             )
         with torch.inference_mode():
             return self._perturbation_embedding()
+
+    def _check_target(self, condition: Condition) -> None:
+        """Refuse a target that the tags allow but this fit cannot give."""
+
+    def _labels(self, conditions: Sequence[Condition]) -> pd.Index:
+        """Labels of some conditions, with doses where the model was set up with any."""
+        labels = label_columns(conditions, self._codec, self._setup.perturbation_key, self._setup.dose_key)[1]
+        return pd.Index(labels, name=self._setup.perturbation_key)
 
     def _perturbation_embedding(self) -> pd.DataFrame:
         raise NotImplementedError(f"{type(self).__name__} must define _perturbation_embedding.")

@@ -377,7 +377,7 @@ def _savable_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
             )
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
-        savable[name] = tensor.clone() if storage in storages else tensor
+        savable[name] = tensor.clone() if storage in storages else tensor  # older safetensors refuse to share
         storages.add(storage)
     return savable
 

@@ -248,9 +248,7 @@ class Predictor:
         factors = self.module.count_correction[found]
         return torch.where((found < 0)[:, None], torch.ones_like(factors), factors).double().cpu().numpy()
 
-    def cells(
-        self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def cells(self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Predicted cells of all targets.
 
         Parameters

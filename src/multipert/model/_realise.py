@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from multipert.data._noise import cell_generator
 
 if TYPE_CHECKING:
+    import torch
     from collections.abc import Sequence
 
 Realise = Literal["plain", "residual", "counts"]
@@ -39,7 +39,9 @@ def check_realise(realise: str, signed: bool, output: str) -> None:
     if realise != "plain" and output != "cell":
         raise ValueError(f"realise={realise!r} needs a model that maps cells, this one's tag output is {output!r}.")
     if realise == "counts" and signed:
-        raise ValueError("realise='counts' needs expression made from counts, but the data were set up with signed=True.")
+        raise ValueError(
+            "realise='counts' needs expression made from counts, but the data were set up with signed=True."
+        )
 
 
 def residual(x: torch.Tensor, decoded: torch.Tensor, decoded_control: torch.Tensor) -> torch.Tensor:

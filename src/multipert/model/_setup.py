@@ -157,7 +157,9 @@ class Setup:
         for condition in conditions:
             check_condition(condition, tags, model)
         if not tokens(conditions):
-            raise ValueError(f"obs[{self.perturbation_key!r}] holds control cells only; there is nothing to learn from.")
+            raise ValueError(
+                f"obs[{self.perturbation_key!r}] holds control cells only; there is nothing to learn from."
+            )
         codec = self.codec(adata)
         absent = sorted(set(tokens(conditions)) - set(codec.vocabulary))
         if absent:

@@ -111,7 +111,9 @@ def _is_unit(dose: Any) -> bool:
 def _no_dose(model: str, dose: Any, tags: ModelTags) -> str:
     if not tags.doses:
         return f"{model} does not use doses (tag doses is False), so dose={dose!r} cannot be predicted."
-    return f"dose={dose!r} was asked for, but the model was set up without dose_key; set it up with the column of doses."
+    return (
+        f"dose={dose!r} was asked for, but the model was set up without dose_key; set it up with the column of doses."
+    )
 
 
 def _check_known(
@@ -153,7 +155,7 @@ def encode_targets(targets: Sequence[Condition], codec: ConditionCodec, n_slots:
 def label_columns(
     targets: Sequence[Condition], codec: ConditionCodec, perturbation_key: str, dose_key: str | None
 ) -> tuple[pd.DataFrame, list[str]]:
-    """obs columns of some targets, and what to add to the names of their cells.
+    """Obs columns of some targets, and what to add to the names of their cells.
 
     Parameters
     ----------

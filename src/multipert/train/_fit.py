@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from scvi.train import Trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from multipert.data._loaders import CellLoader
 
     from ._plan import PerturbationTrainingPlan
@@ -43,10 +47,10 @@ def fit(
     KeyboardInterrupt
         If the user interrupted; the weights reached so far stay.
     """
-    trainer = Trainer(early_stopping_monitor="validation_loss", **trainer_kwargs)
-    with warnings.catch_warnings():
+    with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fused.*")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*logging interval.*")
+        trainer = Trainer(early_stopping_monitor="validation_loss", **trainer_kwargs)
         try:
             trainer.fit(plan, train, validation)
         except SystemExit as exit_:
@@ -56,9 +60,21 @@ def fit(
     return {key: frame for key, frame in history.items() if isinstance(frame, pd.DataFrame)}
 
 
-def append_history(
-    old: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame]
-) -> dict[str, pd.DataFrame]:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notes about devices and loggers out of notebooks; its warnings stay."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def append_history(old: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Continue a history by that of a further pass.
 
     Parameters

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
     from scvi.module.base import LossOutput
 
     from multipert.model._module import PerturbationModule, Tensors
@@ -51,10 +52,11 @@ class PerturbationTrainingPlan(pl.LightningModule):
         super().__init__()
         self.module = module
         self.automatic_optimization = False
-        self._settings = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
-        self._critic_lr = lr if critic_lr is None else critic_lr
+        self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
+        self.critic_lr = lr if critic_lr is None else critic_lr
         self.n_warmup_steps = n_warmup_steps
         self.critic_every = critic_every
+        self._n_updates = 0
         self._finite_state: dict[str, torch.Tensor] = {}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -62,11 +64,11 @@ class PerturbationTrainingPlan(pl.LightningModule):
         critic = list(self.module.critic_parameters())
         of_critic = {id(p) for p in critic}
         main = [p for p in self.module.parameters() if p.requires_grad and id(p) not in of_critic]
-        optimizers = [torch.optim.Adam(main, fused=_fused(main), **self._settings)]
-        if critic:
-            settings = {**self._settings, "lr": self._critic_lr}
-            optimizers.append(torch.optim.Adam(critic, fused=_fused(critic), **settings))
-        return optimizers
+        groups = [(main, self.lr), (critic, self.critic_lr)] if critic else [(main, self.lr)]
+        return [
+            torch.optim.Adam(parameters, lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=_fused(parameters))
+            for parameters, lr in groups
+        ]
 
     def forward(self, batch: Tensors) -> LossOutput:
         """Loss of a batch."""
@@ -82,22 +84,21 @@ class PerturbationTrainingPlan(pl.LightningModule):
         """One update of the module, then one of the adversary."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        rate = min(1.0, self.trainer.global_step / len(optimizers) / self.n_warmup_steps) if self.n_warmup_steps else 1.0
+        rate = min(1.0, self._n_updates / self.n_warmup_steps) if self.n_warmup_steps else 1.0
+        self._n_updates += 1
         output = self(batch)
         self._check_finite(output.loss, batch_idx)
-        self._update(optimizers[0], output.loss, self._settings["lr"] * rate)
+        self._update(optimizers[0], output.loss, self.lr * rate)
         if len(optimizers) > 1 and batch_idx % self.critic_every == 0:
             critic_loss = self.module.critic_loss(batch)
             self._check_finite(critic_loss, batch_idx)
-            self._update(optimizers[1], critic_loss, self._critic_lr * rate)
-            self.log("critic_loss", critic_loss.detach(), on_step=False, on_epoch=True, batch_size=output.n_obs_minibatch)
+            self._update(optimizers[1], critic_loss, self.critic_lr * rate)
+            self._log("critic_loss", critic_loss.detach(), output)
         loss = output.loss.detach()
-        self.log(
-            "train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=output.n_obs_minibatch
-        )
+        self._log("train_loss", loss, output)
         return loss
 
-    def _update(self, optimizer: torch.optim.Optimizer, loss: torch.Tensor, lr: float) -> None:
+    def _update(self, optimizer: LightningOptimizer, loss: torch.Tensor, lr: float) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr
         # None, not zero: parameters that took no part must not move
@@ -109,7 +110,11 @@ class PerturbationTrainingPlan(pl.LightningModule):
     def validation_step(self, batch: Tensors, batch_idx: int) -> None:
         """Log the loss of held-out cells."""
         output = self(batch)
-        self.log("validation_loss", output.loss, on_step=False, on_epoch=True, batch_size=output.n_obs_minibatch)
+        self._log("validation_loss", output.loss, output)
+
+    def _log(self, name: str, value: torch.Tensor, output: LossOutput) -> None:
+        """Mean over the epoch, cells weighted equally."""
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=output.n_obs_minibatch)
 
     def _check_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
         if torch.isfinite(loss):
@@ -119,8 +124,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
             self.module.load_state_dict(self._finite_state)
         where = f"parameter {broken[0]!r} is not finite either" if broken else "all parameters are still finite"
         raise FloatingPointError(
-            f"The loss became {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} ({where}). The last finite "
-            f"weights are kept. Train with a smaller lr (now {self._settings['lr']:g}), or look for extreme values in "
+            f"The loss became {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} ({where}). The last "
+            f"finite weights are kept. Train with a smaller lr (now {self.lr:g}), or look for extreme values in "
             "the expression."
         )
 

@@ -1,0 +1,291 @@
+"""TwoFactor: mean response = context effect + perturbation effect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import pandas as pd
+import torch
+
+from multipert import _keys
+from multipert.data._conditions import canonical_dose, close_matches
+
+from ._base import PerturbationModel
+from ._shift import Deltas, ShiftModule
+from ._tags import ModelTags
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from multipert.data._conditions import Condition
+    from multipert.data._loaders import CellLoader
+    from multipert.nn import GroupMeans
+
+    from ._module import Tensors
+
+Estimator = Literal[
+    "additive_control", "additive_ols", "multiplicative", "context_mean", "perturbation_mean", "two_way_mean"
+]
+Weights = Literal["equal", "cells", "inverse_variance"]
+DoseRule = Literal["exact", "interpolate"]
+
+
+class TwoFactorModule(ShiftModule):
+    """Tables of shifts or of means, filled from the means of the training cells.
+
+    Parameters
+    ----------
+    estimator
+        How the response is composed; see :class:`TwoFactor`.
+    weights
+        Weights of the contexts.
+    dose_rule
+        What happens between measured doses.
+    pseudocount
+        Added to mean normalised counts before ratios are taken.
+    """
+
+    fitted = (*ShiftModule.fitted, "shift", "shift_expm1", "deviation", "context_target", "condition_target")
+
+    def __init__(self, estimator: Estimator, weights: Weights, dose_rule: DoseRule, pseudocount: float) -> None:
+        super().__init__()
+        self.estimator, self.weights, self.dose_rule, self.pseudocount = estimator, weights, dose_rule, pseudocount
+
+    def conclude(self, loader: CellLoader) -> None:
+        """Fit all tables in one pass over the training cells."""
+        means = self.means(loader)
+        n_conditions, n_vars = len(self.known_codes), means.mean.shape[1]
+        deltas = Deltas(means, self.control_position)
+        shift, shift_expm1, deviation = torch.zeros(3, n_conditions, n_vars, dtype=torch.float64)
+        for condition in torch.unique(deltas.condition):
+            here = deltas.condition == condition
+            weight = self._weights(deltas, here)
+            values = deltas.delta[here], deltas.delta_expm1[here]
+            if self.estimator == "multiplicative":
+                control = deltas.control_expm1[here] + self.pseudocount
+                values = (torch.log((control + values[1]).clamp(min=self.pseudocount) / control),) * 2
+            shift[condition], shift_expm1[condition] = ((weight * value).sum(0) for value in values)
+            deviation[condition] = values[0].std(0) if int(here.sum()) > 1 else torch.nan
+        if self.estimator == "additive_ols":
+            shift, shift_expm1 = self._least_squares(means, n_conditions)
+        contexts = int(means.context.max()) + 1
+        by_context = _averages(means, means.context, contexts, means.condition != self.control_position)
+        by_condition = _averages(means, means.condition, n_conditions)
+        tables = (shift, shift_expm1, deviation, by_context, by_condition)
+        for name, table in zip(self.fitted[len(ShiftModule.fitted) :], tables, strict=True):
+            setattr(self, name, table.float().to(self.known_codes.device))
+
+    def _weights(self, deltas: Deltas, here: torch.Tensor) -> torch.Tensor:
+        """Weights of the contexts, shape `(n_contexts, 1)` or per gene, summing to 1."""
+        if self.weights == "equal":
+            raw = torch.ones(int(here.sum()), 1, dtype=torch.float64)
+        elif self.weights == "cells":
+            raw = deltas.n_cells[here].double()[:, None]
+        else:
+            # a gene without any variance weighs its contexts equally
+            raw = 1 / deltas.error[here].clamp(min=1e-12)
+        return raw / raw.sum(0)
+
+    def _least_squares(self, means: GroupMeans, n_conditions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Condition effects of the two-way fit, control 0."""
+        if self.weights == "inverse_variance":
+            raise ValueError("weights='inverse_variance' differs by gene and is not offered for 'additive_ols'.")
+        contexts, context = torch.unique(means.context, return_inverse=True)
+        design = torch.zeros(len(context), len(contexts) + n_conditions, dtype=torch.float64)
+        design[torch.arange(len(context)), context] = 1
+        design[torch.arange(len(context)), len(contexts) + means.condition] = 1
+        free = [i for i in range(design.shape[1]) if i != len(contexts) + self.control_position]
+        design = design[:, free]
+        if torch.linalg.matrix_rank(design) < design.shape[1]:
+            raise ValueError(
+                f"The {len(contexts)} contexts and {n_conditions} conditions of the training cells fall into groups "
+                "without a condition in common, so estimator='additive_ols' has no unique solution; use "
+                "'additive_control', or keep one connected group."
+            )
+        root = (
+            (means.n_cells.double() if self.weights == "cells" else torch.ones(len(context))).double().sqrt()[:, None]
+        )
+        effects = []
+        for values in (means.mean, means.mean_expm1):
+            solution = torch.linalg.lstsq(root * design, root * values).solution[len(contexts) :]
+            table = torch.zeros(n_conditions, values.shape[1], dtype=torch.float64)
+            table[[i for i in range(n_conditions) if i != self.control_position]] = solution
+            effects.append(table)
+        return effects[0], effects[1]
+
+    def condition_shift(
+        self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shifts of cells that share one condition; see :class:`ShiftModule`."""
+        if self.estimator in ("additive_control", "additive_ols"):
+            return self._sum_of_parts(codes, doses)
+        linear = torch.expm1(tensors[_keys.X])
+        if self.estimator == "multiplicative":
+            ratio = torch.exp(self._sum_of_parts(codes, doses)[0])
+            moved = torch.log1p(linear * ratio)
+            return moved - tensors[_keys.X], tensors["context_mean_expm1"] * (ratio - 1)
+        log, expm1 = self._target_means(codes, doses, tensors)
+        return log - tensors["context_mean"], expm1 - tensors["context_mean_expm1"]
+
+    def _sum_of_parts(self, codes: torch.Tensor, doses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        found = self.position(codes, doses)
+        if found >= 0:
+            return self.shift[found], self.shift_expm1[found]
+        parts = [self._part(code, dose) for code, dose in zip(codes, doses, strict=True) if code >= 0]
+        log = torch.stack([(weights[:, None] * self.shift[at]).sum(0) for at, weights in parts])
+        linear = torch.stack([(weights[:, None] * self.shift_expm1[at]).sum(0) for at, weights in parts])
+        return log.sum(0), linear.sum(0)
+
+    def _part(self, code: torch.Tensor, dose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Trained conditions of one perturbation and their weights at a dose, linear in log dose."""
+        single = (self.known_codes >= 0).sum(1) == 1
+        rows = torch.nonzero(single & (self.known_codes == code).any(1)).reshape(-1)
+        known = self.known_doses[rows].sum(1)
+        order = torch.argsort(known)
+        rows, known = rows[order], known[order]
+        exact = torch.nonzero(known == dose).reshape(-1)
+        if len(exact):
+            return rows[exact], torch.ones(1, device=rows.device)
+        if dose <= known[0] or dose >= known[-1]:
+            return rows[[0 if dose <= known[0] else -1]], torch.ones(1, device=rows.device)
+        above = int(torch.searchsorted(known, dose))
+        low, high = torch.log(known[above - 1]), torch.log(known[above])
+        share = (torch.log(dose) - low) / (high - low)
+        return rows[above - 1 : above + 1], torch.stack([1 - share, share])
+
+    def _target_means(
+        self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means that the companions predict, log and linear, broadcastable to `(B, n_vars)`."""
+        both = torch.stack([tensors["context_mean"], tensors["context_mean_expm1"]], dim=1)
+        context = tensors[_keys.CONTEXT].reshape(-1).long() if _keys.CONTEXT in tensors else 0 * both[:, 0, 0].long()
+        inside = (context >= 0) & (context < len(self.context_target))
+        by_context = self.context_target[torch.where(inside, context, 0)]
+        usable = inside & torch.isfinite(by_context).all(2).all(1)
+        by_context = torch.where(usable[:, None, None], by_context, both)
+        by_condition = self.condition_target[self.position(codes, doses)].expand_as(both)
+        target = {
+            "context_mean": by_context,
+            "perturbation_mean": by_condition,
+            "two_way_mean": (by_context + by_condition) / 2,
+        }[self.estimator]
+        return target[:, 0], target[:, 1]
+
+
+def _averages(means: GroupMeans, by: torch.Tensor, size: int, use: torch.Tensor | None = None) -> torch.Tensor:
+    """Equal-weight averages of pair means, log and linear, shape `(size, 2, n_vars)`; NaN where there is none."""
+    both = torch.stack([means.mean, means.mean_expm1], dim=1)
+    table = torch.full((size, *both.shape[1:]), torch.nan, dtype=torch.float64)
+    for i in range(size):
+        here = (by == i) if use is None else (by == i) & use
+        if here.any():
+            table[i] = both[here].mean(0)
+    return table
+
+
+class TwoFactor(PerturbationModel):
+    r"""Additive benchmark: mean response = context effect + perturbation effect :cite:p:`Zhu2025`.
+
+    .. math::
+
+        \hat x_{ca} = x_{c0} + \beta_a, \qquad
+        \beta_a = \frac{1}{|T(a)|} \sum_{c' \in T(a)} (\bar x_{c'a} - \bar x_{c'0})
+
+    with `T(a)` the training contexts that have both the perturbation `a` and control. Fitted in closed form in one pass.
+    A benchmark that every context-transfer model must beat; it knows no interaction of context and perturbation.
+
+    Parameters
+    ----------
+    adata
+        Data that :meth:`setup_anndata` was run on.
+    registry
+        Registry of a saved model, in place of data.
+    estimator
+        "additive_control"; "additive_ols" (two-way least squares on all means, control effect 0); "multiplicative"
+        (additive in the log of mean normalised counts); and the companions "context_mean" (mean of the context's
+        perturbed training conditions, control where there are none), "perturbation_mean" (mean over the contexts that
+        have the perturbation) and "two_way_mean" (half of each; not the additive model).
+    weights
+        Weights of the contexts: "equal", "cells" or "inverse_variance" (per gene).
+    dose_rule
+        "exact": only measured doses are legal; "interpolate": linear in log dose between measured doses, the nearest one
+        outside.
+    pseudocount
+        Added to mean normalised counts, for "multiplicative".
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.TwoFactor.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.TwoFactor(adata)
+    >>> model.train()
+    >>> model.get_perturbation_embedding().shape[1] == adata.n_vars
+    True
+    """
+
+    tags = ModelTags(combinations=True, doses=True, perturbation_embedding=True, reference="Zhu2025")
+    stages = ()
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        estimator: Estimator = "additive_control",
+        weights: Weights = "equal",
+        dose_rule: DoseRule = "exact",
+        pseudocount: float = 0.01,
+    ) -> None:
+        super().__init__(adata, registry)
+        choices = {
+            "estimator": (estimator, Estimator),
+            "weights": (weights, Weights),
+            "dose_rule": (dose_rule, DoseRule),
+        }
+        for name, (value, kind) in choices.items():
+            if value not in get_args(kind):
+                raise ValueError(f"{name}={value!r} is unknown{close_matches(value, get_args(kind))}")
+        if not pseudocount > 0:
+            raise ValueError(f"pseudocount={pseudocount} must be positive.")
+        self._module_args = (estimator, weights, dose_rule, pseudocount)
+        self._start_module()
+        self.init_params_ = self._get_init_params(locals())
+
+    def _new_module(self) -> TwoFactorModule:
+        return TwoFactorModule(*self._module_args)
+
+    def _check_target(self, condition: Condition) -> None:
+        """Refuse doses and combinations that the fitted tables cannot give."""
+        if not condition or condition in self.trained_conditions_:
+            return
+        if self.module.estimator in ("context_mean", "perturbation_mean", "two_way_mean"):
+            raise ValueError(f"estimator={self.module.estimator!r} predicts trained conditions only, not {condition}.")
+        for name, dose in condition:
+            doses = [c[0][1] for c in self.trained_conditions_ if len(c) == 1 and c[0][0] == name]
+            if not doses:
+                raise ValueError(f"Perturbation {name!r} was trained in combinations only; its own shift is not known.")
+            if dose not in doses and self.module.dose_rule == "exact":
+                known = ", ".join(canonical_dose(((name, d),)) for d in sorted(doses))
+                raise ValueError(
+                    f"Dose {dose:g} of {name!r} was not measured (measured: {known}); pass dose_rule='interpolate'."
+                )
+
+    def _perturbation_embedding(self) -> pd.DataFrame:
+        """Shift of every trained condition."""
+        return self._table(self.module.shift)
+
+    def get_context_deviation(self) -> pd.DataFrame:
+        """Standard deviation between training contexts of each condition's change.
+
+        Returns
+        -------
+        Shape `(n_conditions, n_vars)`, in units of log-normalised expression; NaN with fewer than two contexts.
+        """
+        self._require_trained()
+        return self._table(self.module.deviation)
+
+    def _table(self, values: torch.Tensor) -> pd.DataFrame:
+        kept = [i for i, condition in enumerate(self.trained_conditions_) if condition]
+        index = self._labels([self.trained_conditions_[i] for i in kept])
+        return pd.DataFrame(values[kept].cpu().numpy(), index=index, columns=self.get_var_names())
