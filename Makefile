@@ -12,6 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NEXT := .venv-next
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Compiling every file would take half of the time; Python compiles those that are used, once.
+INSTALL := $(PIP) install --no-compile
 SOURCES := pyproject.toml constraints.txt
 
 # Two workers of one thread each use two cores better than one process of two threads: most tests are too small to be
@@ -45,19 +47,19 @@ $(VENV)/.installed: $(SOURCES)
 	  fi; \
 	fi
 	@echo "Installing multipert and its tests into $(VENV) (a few minutes)"
-	@$(PIP) install -c constraints.txt -e ".[test]" | $(PROGRESS)
+	@$(INSTALL) -c constraints.txt -e ".[test]" | $(PROGRESS)
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	@echo "Installing the documentation tools into $(VENV)"
-	@$(PIP) install -c constraints.txt -e ".[docs,test]" | $(PROGRESS)
+	@$(INSTALL) -c constraints.txt -e ".[docs,test]" | $(PROGRESS)
 	@touch $@
 
 # Without its dependencies, which are those of $(VENV): the next release asks for a newer Python but runs on 3.11.
 $(NEXT)/.installed-$(NEXT_SCVI): $(VENV)/.installed
 	@echo "Installing scvi-tools $(NEXT_SCVI) into $(NEXT)"
 	@rm -rf $(NEXT)
-	@$(PIP) install --quiet --no-deps --ignore-requires-python --target $(NEXT)/site scvi-tools==$(NEXT_SCVI)
+	@$(INSTALL) --quiet --no-deps --ignore-requires-python --target $(NEXT)/site scvi-tools==$(NEXT_SCVI)
 	@touch $@
 
 demo: install  ## train and score a model on the simulated screen

@@ -24,7 +24,10 @@ BUILT = {"__pycache__", "_build", "generated"}
 
 
 def public_names(name: str) -> list[str]:
-    return importlib.import_module(f"multipert.{name}").__all__
+    """Names in `__all__` and those that are re-exported beside it, `import X as X`."""
+    module = importlib.import_module(f"multipert.{name}")
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    return [*module.__all__, *re.findall(r"^from \.\w+ import (\w+) as \1$", source, flags=re.MULTILINE)]
 
 
 def documented_names(page: str) -> list[str]:

@@ -191,6 +191,8 @@ def test_edistance_is_unsquared_with_self_pairs(groups, monkeypatch):
     monkeypatch.setattr("multipert.metrics._cells.BLOCK_ROWS", 7)
     assert metrics.edistance(first, second) == pytest.approx(expected, rel=1e-10)
     assert metrics.edistance(sparse.csr_matrix(first), second) == pytest.approx(expected, rel=1e-10)
+    # the same cells in another order are at distance 0, and not at what rounding leaves
+    assert metrics.edistance(first, first[::-1].copy()) == 0
     # far from the origin, where the usual expansion of the square loses digits
     assert metrics.edistance(first + 1e4, second + 1e4) == pytest.approx(expected, rel=1e-6)
 

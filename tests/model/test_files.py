@@ -744,6 +744,8 @@ def unpickling_lines(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             found = node.attr in UNPICKLERS.get(node.value.id, set()) or node.attr == "read_pickle"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call):
+            found = node.attr == "load" and ast.unparse(node.value.func) == "super"  # scvi-tools' own load unpickles
         elif isinstance(node, ast.ImportFrom):
             names = {alias.name for alias in node.names}
             found = bool(
@@ -762,8 +764,8 @@ def unpickling_lines(source):
 
 
 def test_the_search_for_unpickling_finds_it():
-    source = "import torch\ntorch.load(f)\nfrom pickle import loads\nnp.load(f, allow_pickle=True)\nx = json.load(f)\n"
-    assert sorted(unpickling_lines(source)) == [2, 3, 4]
+    source = "import torch\ntorch.load(f)\nfrom pickle import loads\nnp.load(f, allow_pickle=True)\nx = json.load(f)\nsuper().load(f)\n"
+    assert sorted(unpickling_lines(source)) == [2, 3, 4, 6]
 
 
 def test_nothing_is_unpickled_outside_the_one_trusted_place():

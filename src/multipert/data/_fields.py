@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
 
 class _Field(BaseAnnDataField):
-    """One registered array; `mod_key` names the modality that holds it."""
+    """One registered array; `mod_key` names the modality that holds it, `labels_key` the one whose obs is read."""
 
     is_empty = False
 
-    def __init__(self, registry_key: str, attr_name: str, attr_key: str | None, mod_key: str | None) -> None:
+    def __init__(
+        self,
+        registry_key: str,
+        attr_name: str,
+        attr_key: str | None,
+        mod_key: str | None,
+        labels_key: str | None = None,
+    ) -> None:
         super().__init__()
+        self._labels_key = labels_key
         self._registry_key = registry_key
         self._attr_name = attr_name
         self._attr_key = attr_key
@@ -53,6 +61,11 @@ class _Field(BaseAnnDataField):
     def holder(self, data: AnnData | MuData) -> Any:
         """The AnnData, or the modality of a MuData, that this field reads and writes."""
         return data if self._mod_key is None else data.mod[self._mod_key]
+
+    def obs(self, data: AnnData | MuData) -> pd.DataFrame:
+        """Annotation of the cells, in the order of the array."""
+        labels = data if self._labels_key is None else data.mod[self._labels_key]
+        return labels.obs.loc[self.holder(data).obs_names]
 
     def validate_field(self, adata: AnnData | MuData) -> None:
         """Nothing here: the pre-flight checks ran before any field was made."""
@@ -117,7 +130,9 @@ class ConditionField(_Field):
     vocabulary
         The legal perturbations; None takes those seen.
     mod_key
-        Modality of a MuData.
+        Modality of a MuData that holds the expression.
+    labels_key
+        Modality of a MuData whose obs holds the labels; None is the obs of the MuData itself.
     """
 
     def __init__(
@@ -128,8 +143,9 @@ class ConditionField(_Field):
         delimiter: str | None,
         vocabulary: tuple[str, ...] | None = None,
         mod_key: str | None = None,
+        labels_key: str | None = None,
     ) -> None:
-        super().__init__(_keys.PERTURBATION, "obsm", _keys.CODES_OBSM, mod_key)
+        super().__init__(_keys.PERTURBATION, "obsm", _keys.CODES_OBSM, mod_key, labels_key)
         self.perturbation_key, self.dose_key = perturbation_key, dose_key
         self.control, self.delimiter, self.vocabulary = control, delimiter, vocabulary
 
@@ -137,10 +153,10 @@ class ConditionField(_Field):
         return codes
 
     def _write(self, data: AnnData | MuData, vocabulary: tuple[str, ...] | None) -> dict:
-        holder = self.holder(data)
+        holder, obs = self.holder(data), self.obs(data)
         conditions, inverse = parse_column(
-            holder.obs[self.perturbation_key],
-            None if self.dose_key is None else holder.obs[self.dose_key],
+            obs[self.perturbation_key],
+            None if self.dose_key is None else obs[self.dose_key],
             control=self.control,
             delimiter=self.delimiter,
         )
@@ -197,18 +213,22 @@ class CategoryField(_Field):
     obs_keys
         Names of the obs columns.
     mod_key
-        Modality of a MuData.
+        Modality of a MuData that holds the expression.
+    labels_key
+        Modality of a MuData whose obs holds the columns; None is the obs of the MuData itself.
     """
 
-    def __init__(self, registry_key: str, obs_keys: list[str], mod_key: str | None = None) -> None:
-        super().__init__(registry_key, "obsm", f"_multipert_{registry_key}", mod_key)
+    def __init__(
+        self, registry_key: str, obs_keys: list[str], mod_key: str | None = None, labels_key: str | None = None
+    ) -> None:
+        super().__init__(registry_key, "obsm", f"_multipert_{registry_key}", mod_key, labels_key)
         self.obs_keys = obs_keys
 
     def _write(self, data: AnnData | MuData, known: list[list[str]]) -> dict:
-        holder = self.holder(data)
+        holder, obs = self.holder(data), self.obs(data)
         codes, categories = [], []
         for key, old in zip(self.obs_keys, known, strict=True):
-            values = holder.obs[key].astype(str)
+            values = obs[key].astype(str)
             names = [*old, *sorted(set(values) - set(old))]
             codes.append(pd.Categorical(values, categories=names).codes.astype(np.int32))
             categories.append(names)

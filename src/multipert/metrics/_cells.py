@@ -78,7 +78,7 @@ def stored_values(values: np.ndarray | sparse.csr_matrix) -> np.ndarray:
     return values if isinstance(values, np.ndarray) else values.data
 
 
-Matrix: TypeAlias = "np.ndarray | sparse.sparray | sparse.spmatrix | Cells"
+Matrix: TypeAlias = np.ndarray | sparse.sparray | sparse.spmatrix | Cells
 """What a metric accepts: cells by genes, dense or any scipy sparse format."""
 
 

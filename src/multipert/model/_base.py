@@ -15,14 +15,14 @@ from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from multipert import _keys
-from multipert.data._checks import check_expression, check_genes, check_names
+from multipert.data._checks import check_column, check_expression, check_genes, check_names
 from multipert.data._codec import ConditionCodec
 from multipert.data._conditions import Condition, close_matches
 from multipert.data._loaders import CellLoader
 from multipert.data._pairing import Pairing, paired_controls
 from multipert.data._rows import split_rows
 from multipert.data._store import CellStore
-from multipert.train._fit import append_history, check_trainer_kwargs, fit
+from multipert.train._fit import append_history, check_train_kwargs, fit
 from multipert.train._plan import PerturbationTrainingPlan
 
 from . import _persistence
@@ -30,7 +30,7 @@ from ._predict import ContextMeans, Predictor
 from ._realise import Realise, check_realise
 from ._results import annotation, cells_to_anndata, means_to_anndata
 from ._setup import Setup
-from ._targets import Target, encode_targets, label_columns, read_targets
+from ._targets import Target, check_known, encode_targets, label_columns, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -199,10 +199,10 @@ class PerturbationModel(BaseModelClass):
                 f"{setup_args['setup_method_name']}() got an unexpected argument {name!r}{close_matches(name, known)}"
             )
         setup = Setup.from_registry(setup_args)
-        if data.is_view:
-            raise ValueError("The data are a view of another object; run `adata = adata.copy()` first.")
         adata = setup.as_anndata(data)
         setup.check(adata, cls.tags, cls.__name__)
+        if data.is_view:
+            raise ValueError("The data are a view of another object; run `adata = adata.copy()` first.")
         manager = AnnDataManager(fields=setup.fields(adata), setup_method_args=setup_args)
         manager.register_fields(data, source_registry)
         cls.register_manager(manager)
@@ -298,23 +298,24 @@ class PerturbationModel(BaseModelClass):
         FloatingPointError
             If the loss is not finite; the last finite weights are kept.
         """
-        check_trainer_kwargs(trainer_kwargs)
+        check_train_kwargs(trainer_kwargs, plan_kwargs)
+        if max_epochs is not None and max_epochs < 0:
+            raise ValueError(f"max_epochs={max_epochs} must not be negative.")
         if self.adata is None:
             raise ValueError("The model was loaded without data; pass `adata` to load to train it further.")
         seed = _seed(seed)
         self.adata_manager.validate()
-        adata = self._setup.as_anndata(self.adata)
+        # the data may have been changed since the setup
+        adata = self._source(None)
+        self._setup.check(adata, self.tags, type(self).__name__)
         train, val, test = split_rows(adata.obs, split_key, train_size, seed)
         if early_stopping and not len(val):
             raise ValueError("early_stopping needs validation cells: mark some as 'val', or set train_size below 1.")
         if not self.is_trained_:
             self._start_module(seed)
+        store = self._training_store(adata)
         conditions, codes = self._note_trained(adata, train)
-        store = CellStore(
-            self._setup.expression(adata),
-            {key: self.adata_manager.get_from_registry(key) for key in self._tensor_keys() if key != _keys.X},
-        )
-        batch_size = batch_size or self._preset.get("batch_size", _TRAIN_DEFAULTS["batch_size"])
+        batch_size = _batch_size(batch_size, self._preset.get("batch_size", _TRAIN_DEFAULTS["batch_size"]))
         in_order = CellLoader(store, train, max(batch_size, _PREDICT_BATCH))
         device = parse_device_args(accelerator, devices, return_device="torch")[2]
         try:
@@ -323,7 +324,8 @@ class PerturbationModel(BaseModelClass):
                 self.module.train()
                 self.module.prepare(in_order)
                 for stage, pairing in enumerate(self.stages):
-                    rows, partners = self._stage_rows(adata, train, pairing, seed)
+                    rows, partners = self._stage_rows(adata, train, train, pairing, seed)
+                    val_rows, val_partners = self._stage_rows(adata, val, np.union1d(train, val), pairing, seed)
                     loader = CellLoader(
                         store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + stage
                     )
@@ -337,7 +339,7 @@ class PerturbationModel(BaseModelClass):
                     history = fit(
                         plan,
                         loader,
-                        CellLoader(store, val, batch_size) if len(val) else None,
+                        CellLoader(store, val_rows, batch_size, partners=val_partners) if len(val_rows) else None,
                         max_epochs=self._epochs(max_epochs, len(loader)),
                         accelerator=accelerator,
                         devices=devices,
@@ -360,8 +362,20 @@ class PerturbationModel(BaseModelClass):
         self.train_indices, self.validation_indices, self.test_indices = train, val, test
         self.is_trained_ = True
 
-    def _tensor_keys(self) -> list[str]:
-        return list(self.registry_["field_registries"])
+    def _training_store(self, adata: AnnData) -> CellStore:
+        """The model's own cells, codes made anew from obs."""
+        conditions, inverse = self._setup.conditions(adata)
+        codes, doses = encode_targets(conditions, self._codec, self._n_slots)
+        columns = self._extra_columns(adata, self._setup.contexts(adata))
+        for key in (_keys.CONTEXT, _keys.CATEGORICAL_COVARIATES):
+            n_new = int((columns[key] < 0).any(axis=1).sum()) if key in columns else 0
+            if n_new:
+                raise ValueError(
+                    f"{n_new} cell(s) have a category of {key} that the model was not set up with; set up the data again "
+                    "and make a new model."
+                )
+        columns.update({_keys.PERTURBATION: codes[inverse], _keys.DOSE: doses[inverse]})
+        return CellStore(self._setup.expression(adata), columns)
 
     def _note_trained(self, adata: AnnData, train: np.ndarray) -> tuple[list[Condition], np.ndarray]:
         """Record the conditions and contexts of the training cells."""
@@ -376,17 +390,17 @@ class PerturbationModel(BaseModelClass):
         return self.trained_conditions_, np.searchsorted(present, inverse[train])
 
     def _stage_rows(
-        self, adata: AnnData, train: np.ndarray, pairing: Pairing, seed: int
+        self, adata: AnnData, rows: np.ndarray, pool: np.ndarray, pairing: Pairing, seed: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cells of a pass, and their paired controls, both among the training cells."""
+        """Cells of a pass, and their paired controls among the increasing rows of the pool."""
         if pairing == "self":
-            return train, None
-        partners = self._partners(adata, train, seed)
-        partners = np.where(np.isin(partners, train), partners, -1)
+            return rows, None
+        partners = self._partners(adata, pool, seed)[np.searchsorted(pool, rows)]
+        partners = np.where(np.isin(partners, pool), partners, -1)
         dropped = int((partners < 0).sum())
         if dropped:
-            logger.warning("%d training cell(s) have no control cell in their context and are left out.", dropped)
-        return train[partners >= 0], partners[partners >= 0]
+            logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
+        return rows[partners >= 0], partners[partners >= 0]
 
     def _partners(self, adata: AnnData, rows: np.ndarray, seed: int) -> np.ndarray:
         if self._setup.pairing_key is not None:
@@ -397,7 +411,7 @@ class PerturbationModel(BaseModelClass):
     def _epochs(self, max_epochs: int | None, n_batches: int) -> int:
         """The epochs asked for, the preset's, or as many as its number of updates takes."""
         if max_epochs is not None:
-            return max_epochs
+            return int(max_epochs)
         if "n_updates" in self._preset and "max_epochs" not in self._preset:
             return max(self._preset.get("min_epochs", 1), math.ceil(self._preset["n_updates"] / n_batches))
         return self._preset.get("max_epochs", _TRAIN_DEFAULTS["max_epochs"])
@@ -496,15 +510,10 @@ class PerturbationModel(BaseModelClass):
         source = self._source(adata)
         rows = self._control_rows(source, context, indices)
         groups = self._target_rows(source, targets, rows)
+        # the mean of a context is taken over all its control cells
+        read = self._setup.is_control(source) if self.module.context_means else np.isin(np.arange(source.n_obs), rows)
+        self._check_rows(source, np.flatnonzero(read))
         predictor = self._predictor(source, realise, clip, seed, batch_size)
-        check_expression(
-            self._setup.expression(source),
-            source,
-            name=self._setup.matrix,
-            rows=np.unique(np.concatenate([at for at, _ in groups])),
-            signed=self._setup.signed,
-            counts=self.tags.counts,
-        )
         provenance = self._provenance(realise, seed)
         collect = cells_to_anndata if returns == "cells" else means_to_anndata
         return collect(predictor, groups, source, self._setup, self._codec, self._n_slots, provenance)
@@ -550,13 +559,7 @@ class PerturbationModel(BaseModelClass):
         self._require_trained()
         check_realise(realise, self._setup.signed, self.tags.output)
         source = self._source(adata)
-        check_expression(
-            self._setup.expression(source),
-            source,
-            name=self._setup.matrix,
-            signed=self._setup.signed,
-            counts=self.tags.counts,
-        )
+        self._check_rows(source, None)
         name = key or type(self).__name__
         written = annotation(self, source, name, latent and self.tags.latent, prediction, realise, seed)
         data = self.adata if adata is None else adata
@@ -595,15 +598,9 @@ class PerturbationModel(BaseModelClass):
         if not self.tags.latent:
             raise ValueError(f"{type(self).__name__} has no latent representation (tag latent is False).")
         source = self._source(adata, needs_control=False)
-        rows = np.arange(source.n_obs) if indices is None else np.asarray(indices)
-        check_expression(
-            self._setup.expression(source),
-            source,
-            name=self._setup.matrix,
-            rows=np.unique(rows),
-            signed=self._setup.signed,
-            counts=self.tags.counts,
-        )
+        rows = np.arange(source.n_obs) if indices is None else _row_numbers(source, indices)
+        self._check_rows(source, np.unique(rows))
+        self._check_contexts(source, rows)
         predictor = self._predictor(source, "plain", None, 0, batch_size)
         with torch.inference_mode():
             self.module.eval()
@@ -635,6 +632,15 @@ class PerturbationModel(BaseModelClass):
     def _check_target(self, condition: Condition) -> None:
         """Refuse a target that the tags allow but this fit cannot give."""
 
+    def _refusal(self, condition: Condition) -> str | None:
+        """Why a condition cannot be predicted, or None."""
+        try:
+            check_known(condition, self._codec, self.trained_conditions_, self.tags, type(self).__name__)
+            self._check_target(condition)
+        except ValueError as error:
+            return str(error)
+        return None
+
     def _labels(self, conditions: Sequence[Condition]) -> pd.Index:
         """Labels of some conditions, with doses where the model was set up with any."""
         labels = label_columns(conditions, self._codec, self._setup.perturbation_key, self._setup.dose_key)[1]
@@ -660,6 +666,32 @@ class PerturbationModel(BaseModelClass):
             self._setup.is_control(source)
         return source
 
+    def _check_rows(self, source: AnnData, rows: np.ndarray | None) -> None:
+        """Refuse bad expression in the cells that will be read; None is all."""
+        check_expression(
+            self._setup.expression(source),
+            source,
+            name=self._setup.matrix,
+            rows=rows,
+            signed=self._setup.signed,
+            counts=self.tags.counts,
+        )
+
+    def _is_unseen_context(self, names: np.ndarray) -> np.ndarray:
+        """Whether each context is one that this model cannot predict."""
+        if not self.tags.uses_context or self.tags.unseen_context:
+            return np.zeros(len(names), dtype=bool)
+        return ~np.isin(names.astype(str), self.trained_contexts_)
+
+    def _check_contexts(self, source: AnnData, rows: np.ndarray) -> None:
+        names = self._setup.contexts(source)[rows]
+        unseen = sorted(set(names[self._is_unseen_context(names)]))
+        if unseen:
+            raise ValueError(
+                f"{type(self).__name__} cannot predict unseen contexts (tag unseen_context is False): "
+                f"{', '.join(unseen[:5])}{close_matches(unseen[0], self.trained_contexts_)}"
+            )
+
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Genes that the model was set up with, in their order.
 
@@ -679,25 +711,15 @@ class PerturbationModel(BaseModelClass):
     ) -> np.ndarray:
         chosen = self._setup.is_control(source)
         if indices is not None:
-            index = np.asarray(indices)
-            index = np.flatnonzero(index) if index.dtype == bool else index
-            if len(index) and (index.min() < -source.n_obs or index.max() >= source.n_obs):
-                raise ValueError(f"indices must lie in 0..{source.n_obs - 1}; found {index.min()}..{index.max()}.")
             mask = np.zeros(source.n_obs, dtype=bool)
-            mask[index] = True
+            mask[_row_numbers(source, indices)] = True
             chosen = chosen & mask
         if context is not None:
             chosen = chosen & self._in_contexts(source, [context] if isinstance(context, str) else context)
         if not chosen.any():
             raise ValueError("No control cell is left after `context` and `indices`; widen the choice.")
         rows = np.flatnonzero(chosen)
-        if self.tags.uses_context and not self.tags.unseen_context:
-            unseen = sorted(set(self._setup.contexts(source)[rows]) - set(self.trained_contexts_))
-            if unseen:
-                raise ValueError(
-                    f"{type(self).__name__} cannot predict unseen contexts (tag unseen_context is False): "
-                    f"{', '.join(unseen[:5])}{close_matches(unseen[0], self.trained_contexts_)}"
-                )
+        self._check_contexts(source, rows)
         return rows
 
     def _in_contexts(self, source: AnnData, names: Sequence[str]) -> np.ndarray:
@@ -749,7 +771,7 @@ class PerturbationModel(BaseModelClass):
             realise=realise,
             clip=not self._setup.signed if clip is None else clip,
             seed=seed,
-            batch_size=batch_size or _PREDICT_BATCH,
+            batch_size=_batch_size(batch_size, _PREDICT_BATCH),
             contexts=contexts,
             means=means,
             counts=counts,
@@ -765,12 +787,13 @@ class PerturbationModel(BaseModelClass):
         if _keys.CATEGORICAL_COVARIATES in registries:
             state = registries[_keys.CATEGORICAL_COVARIATES]["state_registry"]
             codes = [
-                pd.Index(known).get_indexer(source.obs[key].astype(str))
+                pd.Index(known).get_indexer(check_column(source.obs, key, "categorical_covariate_keys").astype(str))
                 for key, known in zip(state["keys"], state["categories"], strict=True)
             ]
             columns[_keys.CATEGORICAL_COVARIATES] = np.stack(codes, axis=1).astype(np.int32)
         if self._setup.cell_embedding_key is not None:
-            columns[_keys.CELL_EMBEDDING] = np.asarray(source.obsm[self._setup.cell_embedding_key], dtype=np.float32)
+            state = registries[_keys.CELL_EMBEDDING]["state_registry"]
+            columns[_keys.CELL_EMBEDDING] = self._setup.cell_embedding(source, state["n_dimensions"])
         return columns
 
     def _provenance(self, realise: str, seed: int) -> dict[str, Any]:
@@ -880,6 +903,26 @@ class PerturbationModel(BaseModelClass):
     def convert_legacy_save(cls, *args: Any, **kwargs: Any) -> None:
         """Not offered: files older than scvi-tools 0.15 are pickles and never held a model of this package."""
         raise NotImplementedError(f"{cls.__name__} has no legacy files.")
+
+
+def _row_numbers(source: AnnData, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Row numbers 0..n_obs - 1 from row numbers, negative ones too, or a mask."""
+    index, n_obs = np.asarray(indices), source.n_obs
+    if index.dtype == bool and index.shape == (n_obs,):
+        return np.flatnonzero(index)
+    if index.ndim != 1 or not len(index) or not np.issubdtype(index.dtype, np.integer):
+        raise ValueError(
+            f"indices must be row numbers, or a mask of length {n_obs}; found shape {index.shape}, dtype {index.dtype}."
+        )
+    if index.min() < -n_obs or index.max() >= n_obs:
+        raise ValueError(f"indices must lie in 0..{n_obs - 1}; found {index.min()}..{index.max()}.")
+    return index % n_obs
+
+
+def _batch_size(given: int | None, default: int) -> int:
+    if given is not None and given < 1:
+        raise ValueError(f"batch_size={given} must be at least 1.")
+    return default if given is None else given
 
 
 def _seed(seed: int | None) -> int:

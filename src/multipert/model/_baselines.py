@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-
 from multipert import _keys
 
 from ._base import PerturbationModel

@@ -33,8 +33,8 @@ _LEAST_CONTEXTS = 3
 
 
 def weigh(
-    kind: Kind, strength: float, control: torch.Tensor, target: torch.Tensor, deltas: list[torch.Tensor]
-) -> list[torch.Tensor]:
+    kind: Kind, strength: float, control: torch.Tensor, target: torch.Tensor, delta: torch.Tensor
+) -> torch.Tensor:
     """Shifts of target contexts from those of training contexts.
 
     Parameters
@@ -47,29 +47,28 @@ def weigh(
         Control means of the training contexts, shape `(n_contexts, n_vars)`.
     target
         Control means of the target contexts, shape `(n_targets, n_vars)`.
-    deltas
-        Changes of the training contexts, each of shape `(n_contexts, n_vars)`.
+    delta
+        Changes of the training contexts, shape `(n_contexts, n_vars)`.
 
     Returns
     -------
-    For each of `deltas` the shifts of the targets, shape `(n_targets, n_vars)`.
+    Shifts of the targets, shape `(n_targets, n_vars)`.
     """
     centre = control.mean(0)
     rows, wanted = control - centre, target - centre
     if kind == "similarity":
-        weights = torch.softmax(_correlation(wanted, rows) / strength, dim=1)
-        return [weights @ delta for delta in deltas]
-    average = [delta.mean(0) for delta in deltas]
+        return torch.softmax(_correlation(wanted, rows) / strength, dim=1) @ delta
+    average = delta.mean(0)
     if kind == "ridge":
         gram = rows @ rows.T
         scale = gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
         penalty = strength * scale * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         weights = torch.linalg.solve(gram + penalty, rows @ wanted.T).T
-        return [mean + weights @ (delta - mean) for mean, delta in zip(average, deltas, strict=True)]
+        return average + weights @ (delta - average)
     power = rows.square().sum(0)
     penalty = strength * power.mean().clamp(min=torch.finfo(power.dtype).tiny)
-    slopes = [(rows * (delta - mean)).sum(0) / (power + penalty) for mean, delta in zip(average, deltas, strict=True)]
-    return [mean + slope * wanted for mean, slope in zip(average, slopes, strict=True)]
+    slope = (rows * (delta - average)).sum(0) / (power + penalty)
+    return average + slope * wanted
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -96,7 +95,6 @@ class ContextShiftModule(ShiftModule):
         "context_row",
         "pair_condition",
         "delta",
-        "delta_expm1",
         "chosen_strength",
     )
 
@@ -111,7 +109,7 @@ class ContextShiftModule(ShiftModule):
         device = self.known_codes.device
         self.control_mean = deltas.control_mean.to(device)
         self.context_row, self.pair_condition = deltas.context_row.to(device), deltas.condition.to(device)
-        self.delta, self.delta_expm1 = deltas.delta.float().to(device), deltas.delta_expm1.float().to(device)
+        self.delta = deltas.delta.float().to(device)
         self.chosen_strength = torch.tensor(float(strength), dtype=torch.float64, device=device)
 
     def _choose(self, deltas: Deltas) -> float:
@@ -128,21 +126,17 @@ class ContextShiftModule(ShiftModule):
             for out in range(len(at)):
                 rest = [i for i in range(len(at)) if i != out]
                 for j, strength in enumerate(grid):
-                    shift = weigh(self.kind, float(strength), control[rest], control[[out]], [delta[rest]])[0]
+                    shift = weigh(self.kind, float(strength), control[rest], control[[out]], delta[rest])
                     errors[j] += float((shift - delta[[out]]).square().mean())
         return float(grid[errors.argmin()]) if used else _FALLBACK[self.kind]
 
-    def condition_shift(
-        self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shifts of cells that share one condition; see :class:`ShiftModule`."""
+    def condition_shift(self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        """Shift of cells that share one condition; see :class:`ShiftModule`."""
         at = torch.nonzero(self.pair_condition == self.position(codes, doses)).reshape(-1)
         # cells of one context share their mean, so each distinct mean is solved once
         target, inverse = torch.unique(tensors["context_mean"], dim=0, return_inverse=True)
         control = self.control_mean[self.context_row[at]]
-        both = [self.delta[at].double(), self.delta_expm1[at].double()]
-        log, linear = weigh(self.kind, float(self.chosen_strength), control, target.double(), both)
-        return log[inverse], linear[inverse]
+        return weigh(self.kind, float(self.chosen_strength), control, target.double(), self.delta[at].double())[inverse]
 
 
 class ContextShift(PerturbationModel):

@@ -22,9 +22,8 @@ class PerturbationModule(BaseModuleClass):
 
     A batch is a dict: `"X"` (B, n_vars) expression, `"perturbation"` (B, n_slots) codes with -1 for control and padding,
     `"dose"` (B, n_slots), and where set up `"context"` (B, 1), `"extra_categorical_covs"`, `"cell_embedding"` and
-    `"X_control"`. In a prediction the batch holds control cells with the target's codes and doses, and, where
-    `context_means` is True, `"context_mean"` and `"context_mean_expm1"` (B, n_vars): the mean of all control cells of
-    the cell's context, and the mean of their `expm1`.
+    `"X_control"`; contexts and covariates are codes, -1 for one that was not there at the setup. In a prediction the batch holds control cells with the target's codes and doses, and, where
+    `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's context.
     """
 
     context_means: bool = False
@@ -56,7 +55,10 @@ class PerturbationModule(BaseModuleClass):
         n_slots = max(tensors[_keys.PERTURBATION].shape[1], self.known_codes.shape[1])
 
         def pad(values: torch.Tensor, fill: float) -> torch.Tensor:
-            return torch.nn.functional.pad(values, (0, n_slots - values.shape[1]), value=fill)
+            # batches of a loader stay on the CPU, the module may not
+            return torch.nn.functional.pad(
+                values.to(self.known_codes.device), (0, n_slots - values.shape[1]), value=fill
+            )
 
         codes, known = pad(tensors[_keys.PERTURBATION].long(), _keys.PAD), pad(self.known_codes.long(), _keys.PAD)
         doses, known_doses = pad(tensors[_keys.DOSE], 0), pad(self.known_doses, 0)

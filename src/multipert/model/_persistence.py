@@ -13,7 +13,7 @@ from scvi.model._utils import parse_device_args
 
 from multipert.data._checks import check_genes
 
-from ._files import ModelFileError, read_header, read_tensors, write_model
+from ._files import _MALFORMED, ModelFileError, read_header, read_tensors, write_model
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._base import PerturbationModel
 
 _PICKLE = "model.pt"
+_SETUP_METHODS = ("setup_anndata", "setup_mudata")
 
 
 def save(
@@ -90,12 +91,19 @@ def load(
     """
     header = read_header(dir_path, prefix=prefix, expected_class=cls.__name__)
     attributes = dict(header.attributes)
+    foreign = [name for name in attributes if not name.endswith("_") or name.startswith("_")]
+    if foreign:
+        raise ModelFileError(
+            f"The files in {str(dir_path)!r} set {foreign[0]!r}, which is no attribute of a saved model."
+        )
     try:
         saved_registry, arguments = attributes.pop("registry_"), attributes.pop("init_params_")["non_kwargs"]
         # on the meta device a network takes no memory, so shapes are compared before any is taken
         with torch.device("meta"):
             model = cls(None, saved_registry, **arguments)
-    except (KeyError, TypeError, AttributeError) as error:
+        if saved_registry["setup_method_name"] not in _SETUP_METHODS:
+            raise ValueError(f"setup method {saved_registry['setup_method_name']!r}")
+    except _MALFORMED as error:
         raise ModelFileError(
             f"The files in {str(dir_path)!r} do not describe a {cls.__name__} ({error}); save the model again."
         ) from error

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ._realise import Realise
 
 _ACCUMULATOR_BYTES = 256 * 2**20
-# beyond any log-normalised value; keeps signed data such as extreme z-scores finite
-_LARGEST = 80.0
 
 
 @dataclass
@@ -40,13 +38,10 @@ class ContextMeans:
         Names of the contexts, sorted.
     mean
         Mean expression, shape `(n_contexts, n_vars)`, float32.
-    mean_expm1
-        Mean of `expm1` of the expression, same shape.
     """
 
     names: list[str]
     mean: torch.Tensor
-    mean_expm1: torch.Tensor
 
     @classmethod
     def of(cls, x: Any, contexts: np.ndarray, is_control: np.ndarray) -> ContextMeans:
@@ -67,18 +62,15 @@ class ContextMeans:
         """
         names = sorted(set(contexts[is_control]))
         position = {name: i for i, name in enumerate(names)}
-        sums = np.zeros((2, len(names), x.shape[1]))
+        sums = np.zeros((len(names), x.shape[1]))
         rows = np.flatnonzero(is_control)
         for at, block in row_blocks(x, rows):
             dense = (block.toarray() if hasattr(block, "toarray") else np.asarray(block)).astype(np.float32)
             codes = np.array([position[name] for name in contexts[at]])
             for code in np.unique(codes):
-                here = dense[codes == code].astype(np.float64)
-                sums[0, code] += here.sum(axis=0)
-                sums[1, code] += np.expm1(np.minimum(here, _LARGEST)).sum(axis=0)
+                sums[code] += dense[codes == code].sum(axis=0, dtype=np.float64)
         totals = np.array([(contexts[rows] == name).sum() for name in names])[:, None]
-        mean, mean_expm1 = torch.from_numpy((sums / totals).astype(np.float32))
-        return cls(names, mean, mean_expm1)
+        return cls(names, torch.from_numpy((sums / totals).astype(np.float32)))
 
 
 @dataclass
@@ -129,7 +121,6 @@ class Predictor:
             if self.means is not None:
                 codes = torch.tensor([position[name] for name in self.contexts[rows[at]]])
                 tensors["context_mean"] = self.means.mean[codes]
-                tensors["context_mean_expm1"] = self.means.mean_expm1[codes]
             yield at, {key: value.to(self.module.device) for key, value in tensors.items()}
 
     @torch.inference_mode()

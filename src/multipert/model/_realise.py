@@ -10,8 +10,9 @@ from scipy import sparse
 from multipert.data._noise import cell_generator
 
 if TYPE_CHECKING:
-    import torch
     from collections.abc import Sequence
+
+    import torch
 
 Realise = Literal["plain", "residual", "counts"]
 _TOLERANCE = 1e-3

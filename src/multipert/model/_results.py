@@ -73,6 +73,7 @@ def cells_to_anndata(
     obs = pd.concat(frames) if len(frames) > 1 else frames[0]
     obs.index = pd.Index(names)
     obs[setup.perturbation_key] = obs[setup.perturbation_key].astype("category")
+    _number_doses(obs, setup.dose_key)
     result = AnnData(X=_joined(matrices), obs=obs, var=source.var.copy(), uns={_keys.UNS: provenance})
     if drawn[0] is not None:
         result.layers[_keys.COUNTS_LAYER] = _joined([counts for counts in drawn if counts is not None])
@@ -124,13 +125,23 @@ def means_to_anndata(
         frames.append(obs)
         matrices.append(means.reshape(-1, means.shape[-1]))
         spreads.append(variances.reshape(-1, means.shape[-1]))
+    obs = pd.concat(frames)
+    _number_doses(obs, setup.dose_key)
     return AnnData(
         X=_joined(matrices),
-        obs=pd.concat(frames),
+        obs=obs,
         var=source.var.copy(),
         layers={_keys.VARIANCE_LAYER: _joined(spreads)},
         uns={_keys.UNS: provenance},
     )
+
+
+def _number_doses(obs: pd.DataFrame, dose_key: str | None) -> None:
+    """Make doses numbers, unless one of them is of a combination such as "1+5"."""
+    if dose_key is not None:
+        numbers = pd.to_numeric(obs[dose_key], errors="coerce")
+        if numbers.notna().all():
+            obs[dose_key] = numbers.astype(float)
 
 
 def annotation(
@@ -175,18 +186,27 @@ def annotation(
 
 def _own_labels(model: PerturbationModel, source: AnnData, realise: Realise, seed: int) -> np.ndarray:
     rows = np.arange(source.n_obs)
-    partners = model._partners(source, rows, seed)
-    paired = np.flatnonzero(partners >= 0)
-    if len(paired) < len(rows):
-        contexts = sorted(set(model._setup.contexts(source)[partners < 0]))
-        warnings.warn(
-            f"{len(rows) - len(paired)} cell(s) are in {len(contexts)} context(s) without control cells "
-            f"({', '.join(contexts[:5])}); their predicted rows are NaN.",
-            UserWarning,
-            stacklevel=4,
-        )
+    contexts = model._setup.contexts(source)
     conditions, inverse = model._setup.conditions(source)
     codes, doses = encode_targets(conditions, model._codec, model._n_slots)
+    refused = np.array([model._refusal(condition) is not None for condition in conditions])[inverse]
+    partners = model._partners(source, rows, seed)
+    reasons = {
+        "are in contexts without control cells": (partners < 0, contexts),
+        "are in contexts that the model was not trained on": (model._is_unseen_context(contexts), contexts),
+        "have labels that the model cannot predict": (refused, source.obs[model._setup.perturbation_key].to_numpy()),
+    }
+    left_out = np.zeros(len(rows), dtype=bool)
+    for reason, (mask, names) in reasons.items():
+        if mask.any():
+            shown = ", ".join(sorted(set(names[mask].astype(str)))[:5])
+            warnings.warn(
+                f"{int(mask.sum())} cell(s) {reason} ({shown}); their predicted rows are NaN.",
+                UserWarning,
+                stacklevel=4,
+            )
+        left_out |= mask
+    paired = np.flatnonzero(~left_out)
     predicted = np.full(source.shape, np.nan, dtype=np.float32)
     predictor = model._predictor(source, realise, None, seed, None)
     labels = codes[inverse[paired]], doses[inverse[paired]]

@@ -61,19 +61,25 @@ class Setup:
     @property
     def expression_modality(self) -> str | None:
         """Modality of a MuData that holds the expression."""
-        return self.modalities["expression"] if self.modalities else None
+        return None if self.modalities is None else self.modalities["expression"]
 
     @property
     def labels_modality(self) -> str | None:
         """Modality of a MuData whose obs holds the labels."""
-        return self.modalities.get("labels") if self.modalities else None
+        return None if self.modalities is None else self.modalities.get("labels")
 
     def as_anndata(self, data: AnnData | MuData) -> AnnData:
         """One AnnData with the expression and the labels; a MuData's arrays are shared, not copied."""
-        if isinstance(data, AnnData):
+        if isinstance(data, AnnData) and self.modalities is None:
             return data
-        if not self.modalities:
-            raise TypeError("A MuData was given to a model that was set up with setup_anndata; pass an AnnData.")
+        if isinstance(data, AnnData) or not hasattr(data, "mod") or self.modalities is None:
+            needed = "an AnnData (setup_anndata)" if self.modalities is None else "a MuData (setup_mudata)"
+            raise TypeError(f"A {type(data).__name__} was given where the model needs {needed}.")
+        if "expression" not in self.modalities:
+            raise ValueError(
+                f"modalities={dict(self.modalities)} must name the modality of 'expression', such as "
+                f"{{'expression': {next(iter(data.mod), 'rna')!r}}}."
+            )
         for role, name in self.modalities.items():
             if role not in _MODALITIES:
                 raise ValueError(f"modalities names {role!r}{close_matches(role, _MODALITIES)}")
@@ -139,6 +145,24 @@ class Setup:
             raise ValueError(f"uns[{key!r}] has NaN or infinite values in {len(bad)} row(s): {', '.join(bad[:5])}.")
         return table
 
+    def cell_embedding(self, adata: AnnData, n_dimensions: int | None = None) -> np.ndarray:
+        """The given embedding of the cells, shape `(n_cells, n_dimensions)`, float32."""
+        key = self.cell_embedding_key
+        if key not in adata.obsm:
+            raise KeyError(f"cell_embedding_key={key!r} is not in obsm{close_matches(str(key), adata.obsm)}")
+        values = adata.obsm[key]
+        values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        if n_dimensions not in (None, values.shape[1]):
+            raise ValueError(
+                f"obsm[{key!r}] has {values.shape[1]} columns, the model was set up with {n_dimensions}; pass the "
+                "embedding made by the same encoder."
+            )
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            shown = ", ".join(map(repr, adata.obs_names[bad][:3]))
+            raise ValueError(f"obsm[{key!r}] has NaN or infinite values in {int(bad.sum())} cell(s), first {shown}.")
+        return values.astype(np.float32)
+
     def codec(self, adata: AnnData) -> ConditionCodec:
         """The vocabulary of a data set that is being set up."""
         table = self.embedding(adata)
@@ -148,6 +172,7 @@ class Setup:
     def check(self, adata: AnnData, tags: ModelTags, model: str) -> None:
         """The pre-flight report: raises before anything is computed or written."""
         check_names(adata)
+        self._check_types()
         self._check_tags(tags, model)
         conditions, _ = self.conditions(adata)
         self.is_control(adata)
@@ -172,16 +197,20 @@ class Setup:
                 f"{model} holds one perturbation (tag several_perturbations is False) but "
                 f"obs[{self.perturbation_key!r}] has {len(tokens(conditions))}; keep one of them and control."
             )
-        if self.cell_embedding_key is not None and self.cell_embedding_key not in adata.obsm:
-            raise KeyError(
-                f"cell_embedding_key={self.cell_embedding_key!r} is not in "
-                f"obsm{close_matches(self.cell_embedding_key, adata.obsm)}"
-            )
+        if self.cell_embedding_key is not None:
+            self.cell_embedding(adata)
         if self.pairing_key is not None:
             self.partners(adata, np.arange(adata.n_obs))
         if tags.needs_counts and _keys.COUNTS_LAYER not in adata.layers:
             raise KeyError(f"{model} needs raw counts in layers[{_keys.COUNTS_LAYER!r}] (tag needs_counts).")
         check_expression(self.expression(adata), adata, name=self.matrix, signed=self.signed, counts=tags.counts)
+
+    def _check_types(self) -> None:
+        if not isinstance(self.control, str):
+            raise TypeError(f"control={self.control!r} must be the text of a label, such as {str(self.control)!r}.")
+        if isinstance(self.categorical_covariate_keys, str):
+            key = self.categorical_covariate_keys
+            raise TypeError(f"categorical_covariate_keys={key!r} must be a list of columns, such as {[key]}.")
 
     def _check_tags(self, tags: ModelTags, model: str) -> None:
         if self.dose_key is not None and not tags.doses:
@@ -224,6 +253,7 @@ class Setup:
             self.control,
             self.delimiter,
             None if table is None else tuple(table.index),
+            expression,
             labels,
         )
         made: list[BaseAnnDataField] = [
@@ -232,9 +262,11 @@ class Setup:
             DoseField(*condition),
         ]
         if self.context_key is not None:
-            made.append(CategoryField(_keys.CONTEXT, [self.context_key], labels))
+            made.append(CategoryField(_keys.CONTEXT, [self.context_key], expression, labels))
         if self.categorical_covariate_keys:
-            made.append(CategoryField(_keys.CATEGORICAL_COVARIATES, list(self.categorical_covariate_keys), labels))
+            made.append(
+                CategoryField(_keys.CATEGORICAL_COVARIATES, list(self.categorical_covariate_keys), expression, labels)
+            )
         if self.cell_embedding_key is not None:
             made.append(CellEmbeddingField(self.cell_embedding_key, expression))
         return made

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
 class ShiftModule(PerturbationModule):
     """Prediction = control cell + shift of its condition and context; control is moved by exactly 0.
 
-    A subclass fills its buffers in `conclude` and gives the shifts of one condition in `condition_shift`.
+    A subclass fills its buffers in `conclude` and gives the shift of one condition in `condition_shift`.
     """
 
     context_means = True
     fits_correction = False
 
-    def condition_shift(
-        self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shifts of cells that share one condition.
+    def condition_shift(self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        """Shift of cells that share one condition.
 
         Parameters
         ----------
@@ -40,36 +38,23 @@ class ShiftModule(PerturbationModule):
 
         Returns
         -------
-        Shift of log-normalised expression and shift of mean normalised counts, each broadcastable to `(B, n_vars)`.
+        Shift of the expression, broadcastable to `(B, n_vars)`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define condition_shift.")
 
-    def shifts(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both shifts of every cell of a batch, shape `(B, n_vars)`; see :meth:`condition_shift`."""
-        x = tensors[_keys.X]
-        shift, shift_expm1 = torch.zeros_like(x), torch.zeros_like(x)
-        codes, doses = tensors[_keys.PERTURBATION].long(), tensors[_keys.DOSE].to(x.dtype)
-        labels, inverse = torch.unique(torch.cat([codes.to(x.dtype), doses], dim=1), dim=0, return_inverse=True)
-        for i in range(len(labels)):
-            one, dose = labels[i].chunk(2)
-            if (one < 0).all():
-                continue
-            rows = torch.nonzero(inverse == i).reshape(-1)
-            some = {key: value[rows] for key, value in tensors.items()}
-            log, linear = self.condition_shift(one.long(), dose, some)
-            shift[rows], shift_expm1[rows] = log.to(x.dtype), linear.to(x.dtype)
-        return shift, shift_expm1
-
     def counterfactual(self, tensors: Tensors, z: torch.Tensor | None = None) -> torch.Tensor:
         """Control cells plus their shifts, shape `(B, n_vars)`."""
-        return tensors[_keys.X] + self.shifts(tensors)[0]
-
-    def rates(
-        self, tensors: Tensors, decoded: torch.Tensor, decoded_control: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean normalised counts of the context, and the same moved by the shift of means."""
-        control = tensors["context_mean_expm1"]
-        return control, (control + self.shifts(tensors)[1]).clamp(min=0)
+        x = tensors[_keys.X]
+        shift = torch.zeros_like(x)
+        codes, doses = tensors[_keys.PERTURBATION].to(x.dtype), tensors[_keys.DOSE].to(x.dtype)
+        labels, inverse = torch.unique(torch.cat([codes, doses], dim=1), dim=0, return_inverse=True)
+        for i, label in enumerate(labels):
+            one, dose = label.chunk(2)
+            if (one >= 0).any():
+                rows = torch.nonzero(inverse == i).reshape(-1)
+                some = {key: value[rows] for key, value in tensors.items()}
+                shift[rows] = self.condition_shift(one.long(), dose, some).to(x.dtype)
+        return x + shift
 
     def position(self, codes: torch.Tensor, doses: torch.Tensor) -> int:
         """Position of one condition among the trained ones, or -1."""
@@ -109,8 +94,7 @@ class Deltas:
         self.condition = means.condition[at]
         self.n_cells = means.n_cells[at]
         self.delta = means.mean[at] - means.mean[of_control]
-        self.delta_expm1 = means.mean_expm1[at] - means.mean_expm1[of_control]
-        self.control_expm1 = means.mean_expm1[of_control]
+        self.mean_expm1, self.control_expm1 = means.mean_expm1[at], means.mean_expm1[of_control]
         self.error = (
             means.variance[at] / means.n_cells[at][:, None]
             + means.variance[of_control] / means.n_cells[of_control][:, None]

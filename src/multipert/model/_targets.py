@@ -95,7 +95,7 @@ def read_targets(
         if one_dose is not None and dose_key is None and not _is_unit(one_dose):
             raise ValueError(_no_dose(model, one_dose, tags))
         condition = codec.parse(label, one_dose)
-        _check_known(condition, codec, trained, tags, model)
+        check_known(condition, codec, trained, tags, model)
         targets[condition, context] = None
     return list(targets)
 
@@ -116,9 +116,29 @@ def _no_dose(model: str, dose: Any, tags: ModelTags) -> str:
     )
 
 
-def _check_known(
+def check_known(
     condition: Condition, codec: ConditionCodec, trained: Sequence[Condition], tags: ModelTags, model: str
 ) -> None:
+    """Refuse a condition that the model's tags, vocabulary or training exclude.
+
+    Parameters
+    ----------
+    condition
+        The condition.
+    codec
+        The model's vocabulary.
+    trained
+        Conditions that the model was trained on.
+    tags
+        Tags of the model.
+    model
+        Its name.
+
+    Raises
+    ------
+    ValueError
+        With the nearest legal names, or the tag.
+    """
     check_condition(condition, tags, model)
     seen = {name for known in trained for name, _ in known}
     for name, _ in condition:
@@ -170,12 +190,12 @@ def label_columns(
 
     Returns
     -------
-    A frame with one row per target, and one suffix per target such as "A+B@1+5".
+    A frame with one row per target, doses as text, and one suffix per target such as "A+B@1+5".
     """
     labels = [canonical_label(t, control=codec.control, delimiter=codec.delimiter) for t in targets]
     frame = pd.DataFrame({perturbation_key: labels})
     if dose_key is None:
         return frame, labels
     doses = [canonical_dose(t, delimiter=codec.delimiter) for t in targets]
-    frame[dose_key] = doses if any(len(t) > 1 for t in targets) else [float(dose) for dose in doses]
+    frame[dose_key] = doses
     return frame, [f"{label}@{dose}" for label, dose in zip(labels, doses, strict=True)]

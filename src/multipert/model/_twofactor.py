@@ -45,7 +45,7 @@ class TwoFactorModule(ShiftModule):
         Added to mean normalised counts before ratios are taken.
     """
 
-    fitted = (*ShiftModule.fitted, "shift", "shift_expm1", "deviation", "context_target", "condition_target")
+    fitted = (*ShiftModule.fitted, "shift", "deviation", "context_target", "condition_target")
 
     def __init__(self, estimator: Estimator, weights: Weights, dose_rule: DoseRule, pseudocount: float) -> None:
         super().__init__()
@@ -56,22 +56,22 @@ class TwoFactorModule(ShiftModule):
         means = self.means(loader)
         n_conditions, n_vars = len(self.known_codes), means.mean.shape[1]
         deltas = Deltas(means, self.control_position)
-        shift, shift_expm1, deviation = torch.zeros(3, n_conditions, n_vars, dtype=torch.float64)
+        shift, deviation = torch.zeros(2, n_conditions, n_vars, dtype=torch.float64)
         for condition in torch.unique(deltas.condition):
             here = deltas.condition == condition
-            weight = self._weights(deltas, here)
-            values = deltas.delta[here], deltas.delta_expm1[here]
+            values = deltas.delta[here]
             if self.estimator == "multiplicative":
-                control = deltas.control_expm1[here] + self.pseudocount
-                values = (torch.log((control + values[1]).clamp(min=self.pseudocount) / control),) * 2
-            shift[condition], shift_expm1[condition] = ((weight * value).sum(0) for value in values)
-            deviation[condition] = values[0].std(0) if int(here.sum()) > 1 else torch.nan
+                values = torch.log(
+                    (deltas.mean_expm1[here] + self.pseudocount) / (deltas.control_expm1[here] + self.pseudocount)
+                )
+            shift[condition] = (self._weights(deltas, here) * values).sum(0)
+            deviation[condition] = values.std(0) if int(here.sum()) > 1 else torch.nan
         if self.estimator == "additive_ols":
-            shift, shift_expm1 = self._least_squares(means, n_conditions)
+            shift = self._least_squares(means, n_conditions)
         contexts = int(means.context.max()) + 1
         by_context = _averages(means, means.context, contexts, means.condition != self.control_position)
         by_condition = _averages(means, means.condition, n_conditions)
-        tables = (shift, shift_expm1, deviation, by_context, by_condition)
+        tables = (shift, deviation, by_context, by_condition)
         for name, table in zip(self.fitted[len(ShiftModule.fitted) :], tables, strict=True):
             setattr(self, name, table.float().to(self.known_codes.device))
 
@@ -86,7 +86,7 @@ class TwoFactorModule(ShiftModule):
             raw = 1 / deltas.error[here].clamp(min=1e-12)
         return raw / raw.sum(0)
 
-    def _least_squares(self, means: GroupMeans, n_conditions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _least_squares(self, means: GroupMeans, n_conditions: int) -> torch.Tensor:
         """Condition effects of the two-way fit, control 0."""
         if self.weights == "inverse_variance":
             raise ValueError("weights='inverse_variance' differs by gene and is not offered for 'additive_ols'.")
@@ -105,36 +105,26 @@ class TwoFactorModule(ShiftModule):
         root = (
             (means.n_cells.double() if self.weights == "cells" else torch.ones(len(context))).double().sqrt()[:, None]
         )
-        effects = []
-        for values in (means.mean, means.mean_expm1):
-            solution = torch.linalg.lstsq(root * design, root * values).solution[len(contexts) :]
-            table = torch.zeros(n_conditions, values.shape[1], dtype=torch.float64)
-            table[[i for i in range(n_conditions) if i != self.control_position]] = solution
-            effects.append(table)
-        return effects[0], effects[1]
+        solution = torch.linalg.lstsq(root * design, root * means.mean).solution[len(contexts) :]
+        table = torch.zeros(n_conditions, means.mean.shape[1], dtype=torch.float64)
+        table[[i for i in range(n_conditions) if i != self.control_position]] = solution
+        return table
 
-    def condition_shift(
-        self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shifts of cells that share one condition; see :class:`ShiftModule`."""
+    def condition_shift(self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        """Shift of cells that share one condition; see :class:`ShiftModule`."""
         if self.estimator in ("additive_control", "additive_ols"):
             return self._sum_of_parts(codes, doses)
-        linear = torch.expm1(tensors[_keys.X])
         if self.estimator == "multiplicative":
-            ratio = torch.exp(self._sum_of_parts(codes, doses)[0])
-            moved = torch.log1p(linear * ratio)
-            return moved - tensors[_keys.X], tensors["context_mean_expm1"] * (ratio - 1)
-        log, expm1 = self._target_means(codes, doses, tensors)
-        return log - tensors["context_mean"], expm1 - tensors["context_mean_expm1"]
+            x = tensors[_keys.X]
+            return torch.log1p(torch.expm1(x) * torch.exp(self._sum_of_parts(codes, doses))) - x
+        return self._target_mean(codes, doses, tensors) - tensors["context_mean"]
 
-    def _sum_of_parts(self, codes: torch.Tensor, doses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sum_of_parts(self, codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
         found = self.position(codes, doses)
         if found >= 0:
-            return self.shift[found], self.shift_expm1[found]
+            return self.shift[found]
         parts = [self._part(code, dose) for code, dose in zip(codes, doses, strict=True) if code >= 0]
-        log = torch.stack([(weights[:, None] * self.shift[at]).sum(0) for at, weights in parts])
-        linear = torch.stack([(weights[:, None] * self.shift_expm1[at]).sum(0) for at, weights in parts])
-        return log.sum(0), linear.sum(0)
+        return torch.stack([(weights[:, None] * self.shift[at]).sum(0) for at, weights in parts]).sum(0)
 
     def _part(self, code: torch.Tensor, dose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Trained conditions of one perturbation and their weights at a dose, linear in log dose."""
@@ -153,33 +143,29 @@ class TwoFactorModule(ShiftModule):
         share = (torch.log(dose) - low) / (high - low)
         return rows[above - 1 : above + 1], torch.stack([1 - share, share])
 
-    def _target_means(
-        self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means that the companions predict, log and linear, broadcastable to `(B, n_vars)`."""
-        both = torch.stack([tensors["context_mean"], tensors["context_mean_expm1"]], dim=1)
-        context = tensors[_keys.CONTEXT].reshape(-1).long() if _keys.CONTEXT in tensors else 0 * both[:, 0, 0].long()
+    def _target_mean(self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors) -> torch.Tensor:
+        """Mean that a companion predicts, shape `(B, n_vars)`."""
+        control = tensors["context_mean"]
+        context = tensors[_keys.CONTEXT].reshape(-1).long() if _keys.CONTEXT in tensors else 0 * control[:, 0].long()
         inside = (context >= 0) & (context < len(self.context_target))
         by_context = self.context_target[torch.where(inside, context, 0)]
-        usable = inside & torch.isfinite(by_context).all(2).all(1)
-        by_context = torch.where(usable[:, None, None], by_context, both)
-        by_condition = self.condition_target[self.position(codes, doses)].expand_as(both)
-        target = {
+        usable = inside & torch.isfinite(by_context).all(1)
+        by_context = torch.where(usable[:, None], by_context, control)
+        by_condition = self.condition_target[self.position(codes, doses)].expand_as(control)
+        return {
             "context_mean": by_context,
             "perturbation_mean": by_condition,
             "two_way_mean": (by_context + by_condition) / 2,
         }[self.estimator]
-        return target[:, 0], target[:, 1]
 
 
 def _averages(means: GroupMeans, by: torch.Tensor, size: int, use: torch.Tensor | None = None) -> torch.Tensor:
-    """Equal-weight averages of pair means, log and linear, shape `(size, 2, n_vars)`; NaN where there is none."""
-    both = torch.stack([means.mean, means.mean_expm1], dim=1)
-    table = torch.full((size, *both.shape[1:]), torch.nan, dtype=torch.float64)
+    """Equal-weight averages of pair means, shape `(size, n_vars)`; NaN where there is none."""
+    table = torch.full((size, means.mean.shape[1]), torch.nan, dtype=torch.float64)
     for i in range(size):
         here = (by == i) if use is None else (by == i) & use
         if here.any():
-            table[i] = both[here].mean(0)
+            table[i] = means.mean[here].mean(0)
     return table
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from multipert.model import PerturbationModel
 
-_QUIET = {
+QUIET = {
     "accelerator": "cpu",
     "devices": 1,
     "enable_progress_bar": False,
@@ -111,7 +111,7 @@ class Case:
         **arguments
             Arguments of `train`.
         """
-        model.train(**{"max_epochs": 2, "split_key": "split", "seed": 0, **_QUIET, **arguments})
+        model.train(**{"max_epochs": 2, "split_key": "split", "seed": 0, **QUIET, **arguments})
 
     def one_target(self, label: str = "A") -> dict[str, Any]:
         """Arguments of `predict` for one trained label, with a dose where the screen has doses."""

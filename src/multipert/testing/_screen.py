@@ -57,6 +57,8 @@ class Screen:
             self.setup["cell_embedding_key"] = "X_given"
         self.is_control = (self._adata.obs["label"] == "untreated").to_numpy()
         self.is_test = (self._adata.obs["split"] == "test").to_numpy()
+        never = (self._adata.obs["label"] == NEVER_TRAINED).to_numpy()
+        self.is_predictable = ~never | tags.unseen_perturbations
         self.contexts = self._adata.obs["line"].astype(str).to_numpy()
         self.control_rows = np.flatnonzero(self.is_control)
         self.x = self._adata.X

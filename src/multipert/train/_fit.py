@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
+import threading
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from scvi.train import Trainer
 
+from multipert.data._conditions import close_matches
+
+from ._plan import PerturbationTrainingPlan
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from multipert.data._loaders import CellLoader
-
-    from ._plan import PerturbationTrainingPlan
 
 
 def fit(
@@ -50,12 +54,20 @@ def fit(
     with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fused.*")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*logging interval.*")
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
         trainer = Trainer(early_stopping_monitor="validation_loss", **trainer_kwargs)
+        handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(plan, train, validation)
         except SystemExit as exit_:
             # Lightning turns Ctrl-C into an exit of the interpreter, which would end a notebook's kernel
             raise KeyboardInterrupt from exit_
+        finally:
+            # and it leaves further Ctrl-C ignored
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
     history = getattr(trainer.logger, "history", None) or {}
     return {key: frame for key, frame in history.items() if isinstance(frame, pd.DataFrame)}
 
@@ -97,13 +109,15 @@ def append_history(old: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame]) -
     return merged
 
 
-def check_trainer_kwargs(kwargs: dict[str, Any]) -> None:
-    """Refuse a keyword that neither `train` nor scvi-tools' trainer knows.
+def check_train_kwargs(trainer_kwargs: dict[str, Any], plan_kwargs: dict[str, Any] | None) -> None:
+    """Refuse a keyword that neither `train`, nor scvi-tools' trainer, nor the training plan knows.
 
     Parameters
     ----------
-    kwargs
-        Keyword arguments given to `train`.
+    trainer_kwargs
+        Further keyword arguments given to `train`.
+    plan_kwargs
+        Its argument of that name.
 
     Raises
     ------
@@ -112,7 +126,17 @@ def check_trainer_kwargs(kwargs: dict[str, Any]) -> None:
     """
     import lightning.pytorch as pl
 
-    known = set(inspect.signature(Trainer.__init__).parameters) | set(inspect.signature(pl.Trainer.__init__).parameters)
-    for key in kwargs:
+    known = {*_arguments(Trainer), *_arguments(pl.Trainer)}
+    for key in trainer_kwargs:
         if key not in known:
-            raise TypeError(f"train() got an unexpected keyword argument {key!r}.")
+            raise TypeError(f"train() got an unexpected keyword argument {key!r}{close_matches(key, known)}")
+    legal = _arguments(PerturbationTrainingPlan) - {"module", "lr", "weight_decay"}
+    for key in plan_kwargs or {}:
+        if key in ("lr", "weight_decay"):
+            raise TypeError(f"plan_kwargs holds {key!r}; pass it to train() itself.")
+        if key not in legal:
+            raise TypeError(f"plan_kwargs has an unexpected key {key!r}{close_matches(key, legal)}")
+
+
+def _arguments(cls: type) -> set[str]:
+    return set(inspect.signature(cls).parameters)

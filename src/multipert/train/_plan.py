@@ -75,10 +75,14 @@ class PerturbationTrainingPlan(pl.LightningModule):
         return self.module(batch)[2]
 
     def on_train_epoch_start(self) -> None:
-        """Keep a copy of the weights to fall back on."""
-        state = self.module.state_dict()
-        if all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
-            self._finite_state = {name: value.detach().clone() for name, value in state.items()}
+        """Keep a copy of the weights and running statistics to fall back on."""
+        if not self._broken():
+            self._finite_state = {name: value.detach().clone() for name, value in self._state().items()}
+
+    def on_train_epoch_end(self) -> None:
+        """The last update of an epoch has no loss after it, so look at the weights."""
+        if self._finite_state and self._broken():
+            self._stop("The weights became infinite or NaN", f"the end of epoch {self.current_epoch}")
 
     def training_step(self, batch: Tensors, batch_idx: int) -> torch.Tensor:
         """One update of the module, then one of the adversary."""
@@ -117,16 +121,28 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=output.n_obs_minibatch)
 
     def _check_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
-        if torch.isfinite(loss):
-            return
-        broken = [name for name, p in self.module.named_parameters() if not torch.isfinite(p).all()]
+        if not torch.isfinite(loss):
+            self._stop(f"The loss became {loss.item()}", f"epoch {self.current_epoch}, batch {batch_idx}")
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Parameters and running statistics; not what `conclude` fits."""
+        return {name: value for name, value in self.module.state_dict().items() if name not in self.module.fitted}
+
+    def _broken(self) -> list[str]:
+        return [
+            name
+            for name, value in self._state().items()
+            if value.is_floating_point() and not torch.isfinite(value).all()
+        ]
+
+    def _stop(self, what: str, when: str) -> None:
+        broken = self._broken()
         if broken and self._finite_state:
-            self.module.load_state_dict(self._finite_state)
+            self.module.load_state_dict(self._finite_state, strict=False)
         where = f"parameter {broken[0]!r} is not finite either" if broken else "all parameters are still finite"
         raise FloatingPointError(
-            f"The loss became {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} ({where}). The last "
-            f"finite weights are kept. Train with a smaller lr (now {self.lr:g}), or look for extreme values in "
-            "the expression."
+            f"{what} at {when} ({where}). The last finite weights are kept. Train with a smaller lr (now {self.lr:g}), "
+            "or look for extreme values in the expression."
         )
 
 

@@ -1,0 +1,309 @@
+"""The command `multipert`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import warnings
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from anndata import AnnData
+    from pandas import DataFrame
+    from rich.console import Console
+    from rich.table import Table
+
+    from multipert._run import Job, Result
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Predict how single cells respond to perturbations, and score the prediction on cells that were held out.",
+)
+
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+_DEMO_HOLD_OUT = "context_1"
+
+
+class Realise(StrEnum):
+    """How decoded expression becomes cells."""
+
+    plain = "plain"
+    residual = "residual"
+    counts = "counts"
+
+
+Seed = Annotated[int, typer.Option(min=0, help="Seed of training, prediction and evaluation.")]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from multipert import __version__
+
+        typer.echo(f"multipert {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = Path("multipert-demo"),
+    seed: Seed = 0,
+) -> None:
+    """Hold out one context of a simulated screen, predict it with MTAe, and score it, also against the truth.
+
+    Takes about a minute. Writes counterfactual.h5ad, metrics.csv and report.html.
+    """
+
+    def read() -> AnnData:
+        from multipert.datasets import screen
+
+        return screen("small")
+
+    def job() -> Job:
+        from multipert._run import Job
+
+        return Job(hold_out=_DEMO_HOLD_OUT, seed=seed, realise="residual")
+
+    _command(out, 'Simulated screen "small"', read, job, with_truth=True)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5ad", help="The cells.", show_default=False)],
+    hold_out: Annotated[
+        str, typer.Option(metavar="CONTEXT", help="Context whose perturbed cells are held out.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the result.", show_default=False)],
+    model: Annotated[str, typer.Option(metavar="NAME", help="A model of multipert.model.")] = "MTAe",
+    perturbation_key: Annotated[str, typer.Option(metavar="KEY", help="obs column of perturbations.")] = "perturbation",
+    control: Annotated[str, typer.Option(metavar="LABEL", help="Label of the control cells.")] = "control",
+    context_key: Annotated[str, typer.Option(metavar="KEY", help="obs column of contexts.")] = "context",
+    perturbation: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Hold out only this perturbation.  [default: all]")
+    ] = None,
+    seed: Seed = 0,
+    realise: Annotated[Realise, typer.Option(help="How decoded expression becomes cells.")] = Realise.plain,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="Preset of the model.")] = None,
+    max_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training cells.  [default: the preset's]")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of the expression.  [default: X]")] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Take raw counts: scale each cell to one size, then log1p.")
+    ] = False,
+    n_top_genes: Annotated[
+        int | None, typer.Option(min=1, help="Keep the genes that vary most over the training cells.")
+    ] = None,
+    signed: Annotated[bool, typer.Option("--signed", help="Allow negative values (z-scores, log ratios).")] = False,
+    delimiter: Annotated[
+        str, typer.Option(metavar="TEXT", help='What separates a combination; "" reads every label whole.')
+    ] = "+",
+) -> None:
+    """Hold out a context of your data, train a model on the rest, predict the held-out cells and score them.
+
+    Writes counterfactual.h5ad, metrics.csv and report.html; files of these names are replaced.
+    """
+
+    def read() -> AnnData:
+        from multipert._preprocess import read as read_file
+
+        return read_file(file)
+
+    def job() -> Job:
+        from multipert._run import Job
+
+        return Job(
+            hold_out=hold_out,
+            model=model,
+            perturbation_key=perturbation_key,
+            control=control,
+            context_key=context_key,
+            perturbation=perturbation,
+            layer=layer,
+            signed=signed,
+            delimiter=delimiter or None,
+            normalise=normalise,
+            n_top_genes=n_top_genes,
+            realise=realise.value,
+            preset=preset,
+            max_epochs=max_epochs,
+            seed=seed,
+        )
+
+    _command(out, file.name, read, job, source_file=file)
+
+
+def _command(
+    out: Path,
+    source: str,
+    read: Callable[[], AnnData],
+    make_job: Callable[[], Job],
+    *,
+    source_file: Path | None = None,
+    with_truth: bool = False,
+) -> None:
+    """Do a job, write its files, print its table; bad input is one line on stderr and exit code 2."""
+    from rich.console import Console
+
+    from multipert._preprocess import InputError
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        with _quiet():
+            result = _work(out, source, read, make_job, console, source_file, with_truth)
+    except InputError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    except (FloatingPointError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        typer.echo("Interrupted; nothing was written.", err=True)
+        raise typer.Exit(_INTERRUPTED) from error
+    _print(result, out)
+
+
+def _work(
+    out: Path,
+    source: str,
+    read: Callable[[], AnnData],
+    make_job: Callable[[], Job],
+    console: Console,
+    source_file: Path | None,
+    with_truth: bool,
+) -> Result:
+    from rich.progress import track
+
+    from multipert import _output
+
+    step = _steps(console)
+    _output.check_folder(out, source_file)
+    with step("Reading the cells"):
+        adata = read()
+    with step("Loading the models"):
+        import pandas as pd
+
+        from multipert._report import report
+        from multipert._run import execute
+        from multipert._summary import add_truth, truth_scores
+
+        _hush_training()
+    result = execute(make_job(), adata, step)
+    if with_truth:
+        with step("Computing the truth"):
+            add_truth(result)
+    with step("Drawing the report", bar=True):
+        page = report(
+            result,
+            source,
+            lambda items, what: track(items, what, console=console, transient=True, disable=not console.is_terminal),
+        )
+    scores = pd.concat([result.scores, truth_scores(result)], ignore_index=True) if with_truth else result.scores
+    with step(f"Writing {out}"):
+        _output.write(
+            out,
+            {
+                "counterfactual.h5ad": result.predicted.write_h5ad,
+                "metrics.csv": lambda path: scores.to_csv(path, index=False, lineterminator="\n"),
+                "report.html": lambda path: path.write_text(page, encoding="utf-8"),
+            },
+        )
+    return result
+
+
+def _steps(console: Console) -> Callable[..., AbstractContextManager[None]]:
+    """What shows a step while it is done: a spinner in a terminal, a line elsewhere or where the step has a bar."""
+    from rich.text import Text
+
+    @contextmanager
+    def step(what: str, *, bar: bool = False) -> Iterator[None]:
+        if bar or not console.is_terminal:
+            console.print(Text(what))
+            yield
+            return
+        start = time.perf_counter()
+        with console.status(Text(what)):
+            yield
+        console.print(Text(f"{what} ({time.perf_counter() - start:.1f} s)"))
+
+    return step
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of libraries: what the reader should know is in the notes of the report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _hush_training() -> None:
+    """No remarks of Lightning on devices, epochs reached and products; to be called once it is imported."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _print(result: Result, out: Path) -> None:
+    """The table, the verdict and the names of the files."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from multipert import _output
+    from multipert._summary import DEFAULT, TRUTH, truth_scores, verdict
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a pipe or file has no edge to wrap at
+    console.print(_rich_table(result.scores, DEFAULT, result.job.model, f"{result.job.hold_out}, held out"))
+    if result.truth is not None:
+        console.print(_rich_table(truth_scores(result), TRUTH, result.job.model, "against the truth"))
+    sentence, lines = verdict(result)
+    console.print(Text(sentence, style="bold"))
+    for line in lines:
+        console.print(Text(f"- {line}"))
+    for note in result.notes:
+        console.print(Text(f"Note: {note}"))
+    console.print()
+    for name in _output.FILES:
+        console.print(Text(str(out / name)), soft_wrap=True)
+
+
+def _rich_table(scores: DataFrame, metrics: list[str], model: str, title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from multipert._summary import LOWER_IS_BETTER, best, number, table
+
+    frame = table(scores, metrics)
+    made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made.add_column("metric", no_wrap=True)
+    for name in frame.columns:
+        # "TwoFactor" and "no_change" take two lines, so that seven columns fit into a narrow terminal
+        words = re.sub(r"(?<=[a-z])(?=[A-Z])|_", "\n", str(name)) if len(str(name)) > 6 else str(name)
+        made.add_column(Text(words), justify="right", vertical="bottom", style="bold" if name == model else "")
+    for metric, row in frame.iterrows():
+        leaders = best(row)
+        cells = [Text(number(value), style="green" if name in leaders else "") for name, value in row.items()]
+        made.add_row(f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}", *cells)
+    return made

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+
+from multipert import _keys
+from multipert.data._loaders import CellLoader
+from multipert.data._store import CellStore
+
+N = 23
+STORE = CellStore(np.arange(N, dtype=np.float32)[:, None] * np.ones((1, 3), dtype=np.float32), {"id": np.arange(N)})
+ROWS = np.array([1, 2, 3, 5, 8, 13, 21, 22, 0, 4])
+
+
+def visited(loader) -> list[list[int]]:
+    return [batch["id"].tolist() for batch in loader]
+
+
+def test_in_order_every_row_once():
+    loader = CellLoader(STORE, ROWS, 4)
+    assert visited(loader) == [[1, 2, 3, 5], [8, 13, 21, 22], [0, 4]]
+    assert len(loader) == 3
+    assert visited(loader) == visited(loader)
+
+
+def test_shuffled_every_row_once_and_anew_each_epoch():
+    loader = CellLoader(STORE, ROWS, 4, shuffle=True, seed=1)
+    first, second = visited(loader), visited(loader)
+    assert sorted(sum(first, [])) == sorted(sum(second, [])) == sorted(ROWS)
+    assert first != second
+    again = CellLoader(STORE, ROWS, 4, shuffle=True, seed=1)
+    assert [visited(again), visited(again)] == [first, second]
+    assert visited(CellLoader(STORE, ROWS, 4, shuffle=True, seed=2)) != first
+
+
+@pytest.mark.parametrize(("n", "batch_size", "n_batches"), [(10, 4, 2), (8, 4, 2), (3, 4, 1), (1, 4, 1), (9, 4, 2)])
+def test_drop_last_leaves_out_an_incomplete_batch_unless_it_is_the_only_one(n, batch_size, n_batches):
+    loader = CellLoader(STORE, ROWS[:n], batch_size, drop_last=True)
+    batches = visited(loader)
+    assert len(batches) == len(loader) == n_batches
+    assert [len(batch) for batch in batches] == [min(n, batch_size)] * n_batches
+
+
+def test_partners_stay_with_their_cells_when_shuffled():
+    partners = ROWS[::-1].copy()
+    partner_of = dict(zip(ROWS, partners, strict=True))
+    for batch in CellLoader(STORE, ROWS, 3, shuffle=True, partners=partners):
+        expected = [partner_of[i] for i in batch["id"].tolist()]
+        assert batch[_keys.X_CONTROL][:, 0].tolist() == expected
+        assert batch[_keys.X][:, 0].tolist() == batch["id"].tolist()
+
+
+def test_a_batch_of_a_group_holds_that_group_only():
+    groups = ROWS % 3
+    loader = CellLoader(STORE, ROWS, 2, shuffle=True, groups=groups)
+    batches = visited(loader)
+    assert len(batches) == len(loader)
+    assert sorted(sum(batches, [])) == sorted(ROWS)
+    assert all(len({i % 3 for i in batch}) == 1 for batch in batches)
+    orders = {tuple(batch[0] % 3 for batch in visited(loader)) for _ in range(10)}
+    assert len(orders) > 1
+
+
+def test_iterating_leaves_the_global_generators_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    visited(CellLoader(STORE, ROWS, 2, shuffle=True))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_cells_and_no_batch_size_are_refused():
+    with pytest.raises(ValueError, match="selection of cells is empty"):
+        CellLoader(STORE, ROWS[:0], 2)
+    with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
+        CellLoader(STORE, ROWS, 0)

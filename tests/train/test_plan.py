@@ -1,0 +1,221 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scvi.module.base import LossOutput
+
+from multipert import _keys
+from multipert.data._loaders import CellLoader
+from multipert.data._store import CellStore
+from multipert.model import PerturbationModule
+from multipert.train import PerturbationTrainingPlan
+from multipert.train._fit import append_history, check_train_kwargs, fit
+
+QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "max_epochs": 1}
+X = np.random.default_rng(0).random((32, 3)).astype(np.float32)
+
+
+class Toy(PerturbationModule):
+    """y = w x, an idle parameter, and on wish an adversary; a failure can be planted."""
+
+    def __init__(self, adversary=False, loss_nan_at=None, gradient_nan_at=None, interrupt_at=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((3,), 0.5))
+        self.idle = torch.nn.Parameter(torch.ones(2))
+        self.critic = torch.nn.Linear(3, 1) if adversary else None
+        self.register_buffer("running", torch.zeros(3))
+        self.plan = {"nan": loss_nan_at, "gradient": gradient_nan_at, "interrupt": interrupt_at}
+        self.step, self.snapshots, self.critic_batches = 0, [], []
+
+    def generative(self, z, tensors):
+        return {"px": z * self.weight}
+
+    def loss(self, tensors, inference_outputs, generative_outputs):
+        step, self.step = self.step, self.step + self.training
+        self.snapshots.append(
+            (
+                self.training,
+                self.weight.detach().clone(),
+                None if self.critic is None else self.critic.weight.detach().clone(),
+            )
+        )
+        if self.training and step == self.plan["interrupt"]:
+            raise KeyboardInterrupt
+        per_cell = torch.square(generative_outputs["px"] - 2 * tensors[_keys.X]).mean(1)
+        loss = per_cell.mean()
+        if self.training and step == self.plan["nan"]:
+            self.running.fill_(torch.nan)
+            loss = loss * torch.nan
+        if self.training and step == self.plan["gradient"]:
+            # finite itself, with a gradient that is not: 0 * inf
+            loss = loss + torch.sqrt(torch.square(self.weight[0] - self.weight[0].detach()))
+        return LossOutput(loss=loss, reconstruction_loss=per_cell)
+
+    def critic_parameters(self):
+        return () if self.critic is None else self.critic.parameters()
+
+    def critic_loss(self, tensors):
+        self.critic_batches.append(self.step)
+        return torch.square(self.critic(tensors[_keys.X] * self.weight)).mean()
+
+
+def loader(n=32, batch_size=8):
+    return CellLoader(CellStore(X, {}), np.arange(n), batch_size)
+
+
+def run(module, *, epochs=1, validation=None, **plan):
+    plan = PerturbationTrainingPlan(module, **{"lr": 0.1, "n_warmup_steps": 0, **plan})
+    module.train()
+    return plan, fit(plan, loader(), validation, **{**QUIET, "max_epochs": epochs})
+
+
+def weights(module):
+    return [weight for training, weight, _ in module.snapshots if training]
+
+
+def test_updates_are_those_of_adam():
+    module = Toy()
+    run(module, epochs=2, weight_decay=0.01)
+    reference = torch.nn.Parameter(torch.full((3,), 0.5))
+    adam = torch.optim.Adam([reference], lr=0.1, weight_decay=0.01, eps=1e-8)
+    for _ in range(2):
+        for batch in loader():
+            adam.zero_grad()
+            torch.square(batch[_keys.X] * reference - 2 * batch[_keys.X]).mean().backward()
+            adam.step()
+    np.testing.assert_allclose(module.weight.detach(), reference.detach(), rtol=1e-5)
+
+
+def test_the_first_update_of_a_warm_up_changes_no_weight_and_the_rate_rises_linearly():
+    module = Toy()
+    run(module, n_warmup_steps=4, lr=1e-3)
+    steps = np.diff([weight[0].item() for weight in [*weights(module), module.weight.detach()]])
+    assert steps[0] == 0
+    # the size of an early step of Adam is close to its rate
+    np.testing.assert_allclose(steps[1:], [1e-3 * 1 / 4, 1e-3 * 2 / 4, 1e-3 * 3 / 4], rtol=0.2)
+
+
+def test_the_warm_up_counts_batches_also_beside_an_adversary():
+    plain, adversarial = Toy(), Toy(adversary=True)
+    for module in (plain, adversarial):
+        run(module, n_warmup_steps=4, critic_every=3)
+    np.testing.assert_array_equal(torch.stack(weights(plain)), torch.stack(weights(adversarial)))
+
+
+def test_the_adversary_takes_turns_and_leaves_the_rest_alone():
+    module = Toy(adversary=True)
+    critic_before = module.critic.weight.detach().clone()
+    _, history = run(module, critic_lr=0.01)
+    assert module.critic_batches == [1, 2, 3, 4]
+    critics = [critic for _, _, critic in module.snapshots]
+    assert torch.equal(critics[0], critic_before)
+    assert all(not torch.equal(a, b) for a, b in zip(critics[:-1], critics[1:], strict=True))
+    assert sorted(history) == ["critic_loss", "train_loss"]
+    # the critic's loss has a gradient with respect to the module's weight, which must not be used
+    alone = Toy()
+    run(alone)
+    np.testing.assert_array_equal(module.weight.detach(), alone.weight.detach())
+
+
+def test_the_adversary_may_be_trained_at_some_batches_only():
+    module = Toy(adversary=True)
+    run(module, critic_every=2)
+    assert module.critic_batches == [1, 3]
+
+
+@pytest.mark.parametrize("adversary", [False, True])
+def test_parameters_that_take_no_part_do_not_move(adversary):
+    module = Toy(adversary)
+    run(module, epochs=2, weight_decay=0.1)
+    assert torch.equal(module.idle.detach(), torch.ones(2))
+    assert not torch.equal(module.weight.detach(), torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("adversary", [False, True])
+def test_a_training_step_returns_its_loss(adversary, monkeypatch):
+    returned = []
+    step = PerturbationTrainingPlan.training_step
+
+    def spy(self, batch, batch_idx):
+        returned.append(step(self, batch, batch_idx))
+        return returned[-1]
+
+    monkeypatch.setattr(PerturbationTrainingPlan, "training_step", spy)
+    _, history = run(Toy(adversary))
+    assert len(returned) == 4
+    assert all(loss.ndim == 0 and not loss.requires_grad for loss in returned)
+    np.testing.assert_allclose(history["train_loss"].iloc[0, 0], np.mean([loss.item() for loss in returned]), rtol=1e-5)
+
+
+def test_validation_changes_no_weight_and_is_logged():
+    module = Toy()
+    _, history = run(module, epochs=2, validation=loader(8))
+    alone = Toy()
+    run(alone, epochs=2)
+    np.testing.assert_array_equal(module.weight.detach(), alone.weight.detach())
+    assert {key: len(frame) for key, frame in history.items()}["train_loss"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_finite_weights():
+    module = Toy(loss_nan_at=2)
+    with pytest.raises(FloatingPointError, match="loss became nan at epoch 0, batch 2") as error:
+        run(module)
+    assert "smaller lr (now 0.1)" in str(error.value)
+    assert torch.isfinite(module.weight).all()
+    # running statistics that the same batch broke are restored as well
+    assert torch.isfinite(module.running).all()
+    assert "'running' is not finite" in str(error.value)
+
+
+def test_weights_that_the_last_update_broke_are_restored():
+    """No loss is computed after the last update of a run."""
+    module = Toy(gradient_nan_at=3)
+    with pytest.raises(FloatingPointError, match="weights became infinite or NaN at the end of epoch 0.*'weight'"):
+        run(module)
+    assert torch.equal(module.weight.detach(), torch.full((3,), 0.5))
+
+
+def test_weights_go_back_to_the_start_of_the_epoch():
+    module, finite = Toy(gradient_nan_at=5), Toy()
+    run(finite)
+    with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
+        run(module, epochs=3)
+    np.testing.assert_array_equal(module.weight.detach(), finite.weight.detach())
+
+
+def test_an_interruption_is_a_keyboard_interrupt_and_ctrl_c_keeps_working():
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    module = Toy(interrupt_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(module)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert torch.isfinite(module.weight).all()
+    assert not torch.equal(module.weight.detach(), torch.full((3,), 0.5))
+
+
+def test_an_exception_of_the_module_comes_through(monkeypatch):
+    monkeypatch.setattr(Toy, "generative", lambda self, z, tensors: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(Toy())
+
+
+def test_a_history_goes_on():
+    one = {"train_loss": pd.DataFrame({"train_loss": [3.0, 2.0]}, index=pd.RangeIndex(2, name="epoch"))}
+    two = {key: frame - 1 for key, frame in one.items()} | {"validation_loss": pd.DataFrame({"validation_loss": [1.0]})}
+    merged = append_history(append_history({}, one), two)
+    assert merged["train_loss"]["train_loss"].tolist() == [3, 2, 2, 1]
+    assert merged["train_loss"].index.tolist() == [0, 1, 2, 3]
+    assert merged["validation_loss"].index.tolist() == [2]
+    assert one["train_loss"]["train_loss"].tolist() == [3, 2]
+
+
+def test_unknown_arguments_are_refused():
+    check_train_kwargs({"enable_progress_bar": False, "logger": False, "gradient_clip_val": 1.0}, {"eps": 1e-3})
+    with pytest.raises(TypeError, match=r"train\(\) got an unexpected keyword argument 'n_epochs'.*max_epochs"):
+        check_train_kwargs({"n_epochs": 3}, None)
+    with pytest.raises(TypeError, match="plan_kwargs has an unexpected key 'n_warmup'; did you mean 'n_warmup_steps'"):
+        check_train_kwargs({}, {"n_warmup": 3})
+    with pytest.raises(TypeError, match="plan_kwargs holds 'lr'; pass it to train"):
+        check_train_kwargs({}, {"lr": 3})
