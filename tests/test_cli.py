@@ -1,5 +1,6 @@
 """The command line: whole jobs on a small simulated screen."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from typer.testing import CliRunner
 
 import multipert
 from multipert import _output, _report, _run, _summary
+from multipert._job import Job, Result
 from multipert._preprocess import InputError
-from multipert._run import Job
 from multipert.cli import app
 from multipert.datasets import simulate
 from multipert.metrics import METRICS, PRESETS
@@ -71,8 +72,6 @@ def held_out(adata: ad.AnnData) -> np.ndarray:
 
 
 def no_steps(what, *, bar=False):
-    import contextlib
-
     return contextlib.nullcontext()
 
 
@@ -142,14 +141,15 @@ def test_report_stands_alone_and_shows_what_it_should(done):
         assert word in page
 
 
-def test_same_seed_same_metrics_other_seed_others(done, source, tmp_path):
+def test_same_seed_same_metrics_byte_for_byte(done, source, tmp_path):
     assert run(source, tmp_path / "again").exit_code == 0
-    assert run(source, tmp_path / "other", "--seed", 1).exit_code == 0
-    first, again, other = (
-        (path / "metrics.csv").read_bytes() for path in (done, tmp_path / "again", tmp_path / "other")
-    )
-    assert again == first
-    assert other != first
+    assert (tmp_path / "again" / "metrics.csv").read_bytes() == (done / "metrics.csv").read_bytes()
+
+
+def test_other_seed_other_training(done, screen):
+    other = _run.execute(Job(HOLD_OUT, max_epochs=2, seed=1), screen.copy(), no_steps).scores
+    first = pd.read_csv(done / "metrics.csv")
+    assert not np.allclose(*(f.loc[f["predictor"] == "MTAe", "value"] for f in (first, other)), rtol=1e-3)
 
 
 def test_one_perturbation_leaves_the_other_in_training(screen):
@@ -157,16 +157,6 @@ def test_one_perturbation_leaves_the_other_in_training(screen):
     here = adata.obs["context"].eq(HOLD_OUT)
     assert targets == [(("P2", 1.0),)]
     assert (adata.obs["split"].eq("test") == (here & adata.obs["perturbation"].eq("P2"))).all()
-
-
-def test_files_of_other_names_stay(source, tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    (tmp_path / "metrics.csv").write_text("old")
-    result = run(source, tmp_path, "--model", "NoPerturb")
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "mine.txt").read_text() == "mine"
-    assert (tmp_path / "metrics.csv").read_text() != "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, "mine.txt"])
 
 
 # ---------------------------------------------------------------- preprocessing
@@ -199,17 +189,16 @@ def test_normalise_equals_preprocessing_by_hand(counts_source, tmp_path):
     assert list(adata.var_names) == list(manual.var_names)
     np.testing.assert_allclose(adata.X.toarray(), manual.X.toarray(), rtol=1e-6)
     assert (adata.layers["counts"] != manual.layers["counts"]).nnz == 0
-    manual.write_h5ad(tmp_path / "manual.h5ad")
-    assert run(tmp_path / "manual.h5ad", tmp_path / "a").exit_code == 0
-    result = run(counts_source, tmp_path / "b", "--normalise", "--n-top-genes", 30)
+    record = adata.uns["multipert"]["preprocessing"]
+    totals = np.asarray(ad.read_h5ad(counts_source).X.sum(axis=1)).ravel()
+    assert record["target_sum"] == np.median(totals[~held_out(manual)])
+    result = run(counts_source, tmp_path / "out", "--normalise", "--n-top-genes", 30)
     assert result.exit_code == 0, result.output
-    first, second = (pd.read_csv(tmp_path / out / "metrics.csv") for out in "ab")
-    pd.testing.assert_frame_equal(first, second, rtol=1e-3)
-    record = ad.read_h5ad(tmp_path / "b" / "counterfactual.h5ad").uns["multipert"]["preprocessing"]
-    assert record["n_top_genes"] == 30
-    assert record["target_sum"] == pytest.approx(
-        np.median(counts.layers["counts"].sum(axis=1)[~held_out(counts)]), rel=0.5
-    )
+    by_command = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    by_python = _run.execute(Job(HOLD_OUT, max_epochs=2), manual, no_steps).scores
+    pd.testing.assert_frame_equal(by_command, by_python, rtol=1e-3, check_dtype=False)
+    written = ad.read_h5ad(tmp_path / "out" / "counterfactual.h5ad").uns["multipert"]["preprocessing"]
+    assert written == record
 
 
 def test_held_out_cells_choose_no_gene_and_no_size(counts_source):
@@ -246,35 +235,51 @@ def test_counts_layer_serves_normalise_and_realise(source, tmp_path):
 # ---------------------------------------------------------------- interruption
 
 
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def write_new(path: Path) -> None:
+    path.write_text("new")
+
+
 @pytest.mark.parametrize("existing", [False, True])
-@pytest.mark.parametrize("where", ["report", "table", "move"])
-def test_interruption_leaves_things_as_they_were(source, tmp_path, monkeypatch, existing, where):
-    def interrupt(*args, **kwargs):
+@pytest.mark.parametrize("where", ["half-way", "move"])
+def test_interrupted_writing_leaves_things_as_they_were(tmp_path, monkeypatch, existing, where):
+    def half(path: Path) -> None:
+        path.write_text("ne")
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
     if existing:
         out.mkdir()
         (out / "metrics.csv").write_text("old")
-    if where == "report":
-        monkeypatch.setattr(_report, "report", interrupt)
-    elif where == "table":
-        monkeypatch.setattr(pd.DataFrame, "to_csv", interrupt)
-    else:
+    if where == "move":
         monkeypatch.setattr(Path, "replace", interrupt)
-    result = run(source, out, "--model", "NoPerturb")
-    assert result.exit_code == 130
-    assert "Interrupted; nothing was written." in result.stderr
+    with pytest.raises(KeyboardInterrupt):
+        _output.write(out, {"metrics.csv": write_new, "report.html": half if where == "half-way" else write_new})
     assert [path.name for path in tmp_path.iterdir()] == (["out"] if existing else [])
     if existing:
-        assert [path.name for path in out.iterdir()] == ["metrics.csv"]
-        assert (out / "metrics.csv").read_text() == "old"
+        assert [(path.name, path.read_text()) for path in out.iterdir()] == [("metrics.csv", "old")]
+
+
+def test_writing_replaces_its_own_files_only(tmp_path):
+    for name in ("mine.txt", "metrics.csv"):
+        (tmp_path / name).write_text("old")
+    _output.write(tmp_path, {"metrics.csv": write_new, "report.html": write_new})
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"mine.txt": "old", "metrics.csv": "new", "report.html": "new"}
+
+
+def test_interrupted_report_writes_nothing(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(_report, "report", interrupt)
+    result = run(source, tmp_path / "out", "--model", "NoPerturb")
+    assert result.exit_code == 130
+    assert "Interrupted; nothing was written." in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_training_is_no_traceback(source, tmp_path, monkeypatch):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(_run, "_train", interrupt)
     result = run(source, tmp_path / "out")
     assert result.exit_code == 130
@@ -291,7 +296,7 @@ def test_interrupted_training_is_no_traceback(source, tmp_path, monkeypatch):
         (["--hold-out", "context_9"], "'context_9' is not a context .*did you mean.*context_1"),
         (["--model", "MTAE"], "--model 'MTAE' is unknown; did you mean 'MTAe'"),
         (["--model", "PerturbationModel"], "--model 'PerturbationModel' is unknown"),
-        (["--perturbation", "P3"], "'P3' has no cells in context 'context_2'; did you mean 'P1' or 'P2'"),
+        (["--perturbation", "P3"], "'P3' has no cells in context 'context_2'; known: 'P1', 'P2'"),
         (["--perturbation", "control"], "is the control label"),
         (["--perturbation-key", "drug"], "perturbation_key='drug' is not a column of obs"),
         (["--context-key", "cell_type"], "context_key='cell_type' is not a column of obs"),
@@ -362,9 +367,8 @@ def test_tag_that_excludes_the_data_is_named(screen, tmp_path):
     result = run(path, tmp_path / "out")
     assert result.exit_code == 2
     assert "tag combinations is False" in result.stderr
-    whole = run(path, tmp_path / "whole", "--delimiter", "")
-    assert whole.exit_code == 0, whole.output
-    assert set(pd.read_csv(tmp_path / "whole" / "metrics.csv")["perturbation"]) == {"P1", "P1+P2"}
+    job = Job(HOLD_OUT, delimiter=None, max_epochs=1)
+    assert set(_run.execute(job, ad.read_h5ad(path), no_steps).scores["perturbation"]) == {"P1", "P1+P2"}
 
 
 def test_reference_that_cannot_predict_is_left_out_with_a_note(screen):
@@ -451,7 +455,7 @@ def scores(**by_predictor: dict[str, float]) -> pd.DataFrame:
 
 def verdict_of(**by_predictor: dict[str, float]) -> tuple[str, list[str]]:
     frame = scores(**{name: dict(zip(_summary.MEASURES, values, strict=True)) for name, values in by_predictor.items()})
-    result = _run.Result(Job("c"), *[None] * 4, frame, {})
+    result = Result(Job("c"), *[None] * 4, frame, {})
     return _summary.verdict(result)
 
 
@@ -474,11 +478,24 @@ def test_verdict_follows_the_numbers(mine, sentence):
     assert all("mean_shift" in line and "no_change" not in line for line in lines)
 
 
-def test_every_metric_has_a_direction_and_a_meaning():
-    assert set(METRICS) <= set(_summary.MEANING)
-    perfect, poor = np.zeros((4, 3)), np.ones((4, 3))
-    assert METRICS.keys() >= _summary.LOWER_IS_BETTER - set(_summary.TRUTH)
-    assert multipert.metrics.rmse(perfect, perfect) < multipert.metrics.rmse(poor, perfect)
+def test_every_metric_is_explained_and_its_direction_right(screen):
+    """The observed cells themselves are better than the control cells, constant cells worse in their variance."""
+    assert {*METRICS, *_summary.TRUTH} == set(_summary.MEANING)
+    test = held_out(screen)
+    control = screen[(screen.obs["context"].eq(HOLD_OUT) & screen.obs["perturbation"].eq("control")).to_numpy()]
+    frame = multipert.metrics.evaluate(
+        screen[test], screen[test], control, metrics=list(METRICS), training=screen[~test]
+    )
+    wide = _summary.table(frame, list(METRICS))
+    for metric in set(METRICS) - {"low_variance_share"}:
+        assert _summary.is_better(metric, wide.loc[metric, "prediction"], wide.loc[metric, "no_change"]), metric
+    constant = screen[test].copy()
+    constant.X = np.ones(constant.shape, dtype=np.float32)
+    share = multipert.metrics.evaluate(
+        constant, screen[test], control, metrics=["low_variance_share"], training=screen[~test]
+    )
+    worse = _summary.table(share, ["low_variance_share"]).loc["low_variance_share", "prediction"]
+    assert _summary.is_better("low_variance_share", wide.loc["low_variance_share", "prediction"], worse)
 
 
 # ---------------------------------------------------------------- demo and entry
@@ -487,13 +504,12 @@ def test_every_metric_has_a_direction_and_a_meaning():
 def test_demo_compares_with_the_truth(tmp_path, monkeypatch):
     small = simulate(n_cells=360, n_vars=60, n_contexts=3, n_perturbations=2, seed=5)
     monkeypatch.setattr(multipert.datasets, "screen", lambda name: small)
-    monkeypatch.setattr(_run.Job, "max_epochs", 2)
     original = Job.__init__
 
     def short(self, **kwargs):
         original(self, **kwargs, max_epochs=2)
 
-    monkeypatch.setattr(_run.Job, "__init__", short)
+    monkeypatch.setattr(Job, "__init__", short)
     result = invoke("demo", "--out", tmp_path / "out", "--seed", 3)
     assert result.exit_code == 0, result.output
     frame = pd.read_csv(tmp_path / "out" / "metrics.csv")

@@ -172,9 +172,9 @@ def breaks(check):
     return enter
 
 
-def with_module(module):
-    """What makes a MeanShift use another module."""
-    return {"_new_module": lambda self: module()}
+def using(module):
+    """A `_new_module` that makes this module."""
+    return lambda self: module()
 
 
 @breaks("tags")
@@ -334,7 +334,7 @@ class Overclaims(MeanShift):
     """Claims to predict perturbations that were never measured, and gives NaN."""
 
     tags = ModelTags(unseen_perturbations=True)
-    _new_module = with_module(NoFeatures)["_new_module"]
+    _new_module = using(NoFeatures)
 
 
 @breaks("bad_cells")
@@ -364,7 +364,7 @@ class ContextOffset(MeanShiftModule):
 class HidesContext(MeanShift):
     """Depends on the context although its tags say that it does not."""
 
-    _new_module = with_module(ContextOffset)["_new_module"]
+    _new_module = using(ContextOffset)
 
 
 @breaks("input_unchanged")
@@ -386,7 +386,7 @@ class SmallBatches(MeanShiftModule):
 class SkipsSmallBatches(MeanShift):
     """Small batches are handed on unchanged."""
 
-    _new_module = with_module(SmallBatches)["_new_module"]
+    _new_module = using(SmallBatches)
 
 
 class RowNoise(MeanShiftModule):
@@ -398,7 +398,7 @@ class RowNoise(MeanShiftModule):
 class NoiseByRow(MeanShift):
     """Noise is keyed by row number instead of by cell."""
 
-    _new_module = with_module(RowNoise)["_new_module"]
+    _new_module = using(RowNoise)
 
     def _extra_columns(self, source, contexts):
         return {**super()._extra_columns(source, contexts), "row": np.arange(source.n_obs)[:, None]}
@@ -430,7 +430,7 @@ class ShrunkRates(MeanShiftModule):
 class Shrinks(MeanShift):
     """Loses counts under control."""
 
-    _new_module = with_module(ShrunkRates)["_new_module"]
+    _new_module = using(ShrunkRates)
 
 
 def rounded(adata):
@@ -471,7 +471,7 @@ class Remembers(MeanShift):
     """A record at class level: training again on the same data starts from the last result."""
 
     record: set = set()
-    _new_module = with_module(Scaled)["_new_module"]
+    _new_module = using(Scaled)
 
     def _training_store(self, adata):
         data = (type(adata.X), adata.X.dtype, float(adata.X.sum()), *adata.obs.columns)
@@ -498,7 +498,7 @@ class Pretrained(MeanShiftModule):
 class KnowsBefore(MeanShift):
     """Gives what it knew before training."""
 
-    _new_module = with_module(Pretrained)["_new_module"]
+    _new_module = using(Pretrained)
 
 
 @breaks("two_setups")
@@ -538,7 +538,7 @@ class Flipped(MeanShiftModule):
 class WrongSign(MeanShift):
     """Moves cells the wrong way."""
 
-    _new_module = with_module(Flipped)["_new_module"]
+    _new_module = using(Flipped)
 
 
 @breaks("annotate")
@@ -576,7 +576,7 @@ class InfiniteLatent(MeanShift):
     """Takes the logarithm of zeros."""
 
     tags = ModelTags(latent=True)
-    _new_module = with_module(LogCell)["_new_module"]
+    _new_module = using(LogCell)
 
 
 @breaks("perturbation_embedding")
@@ -597,7 +597,7 @@ class Unsaved(MeanShiftModule):
 class KeepsStateAside(MeanShift):
     """The fitted shift is no buffer, so it is not saved."""
 
-    _new_module = with_module(Unsaved)["_new_module"]
+    _new_module = using(Unsaved)
 
 
 class OneName(type(PerturbationModel)):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from multipert._run import Result
+    from multipert._job import Result
 
 COLOURS: Final = {"control": "#8b929c", "observed": "#2f7fc1", "predicted": "#e0752d"}
 """Legible on white and on near-black."""
@@ -154,7 +154,7 @@ def distributions(panel: Panel) -> str:
     SVG.
     """
     with _style():
-        figure = _new_figure(10.4, 2.9)
+        figure = _new_figure(14.5, 3.1)
         groups = {"control": panel.control, "observed": panel.observed, "predicted": panel.predicted}
         genes = panel.top[:_N_DISTRIBUTIONS]
         for ax, gene in zip(np.ravel(figure.subplots(1, len(genes), squeeze=False)), genes, strict=True):

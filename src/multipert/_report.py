@@ -27,7 +27,7 @@ from multipert._summary import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from multipert._run import Result
+    from multipert._job import Result
 
 _PACKAGES: Final = ("multipert", "scvi-tools", "torch", "lightning", "anndata", "scanpy", "numpy", "scipy", "pandas")
 _MAX_FIGURES: Final = 6
@@ -219,7 +219,9 @@ def _settings(result: Result) -> str:
     import torch
 
     job = result.job
-    options = {name.replace("_", " "): value for name, value in vars(job).items() if value not in (None, False)}
+    options = {
+        name.replace("_", " "): value for name, value in vars(job).items() if value is not None and value is not False
+    }
     options |= {
         name.replace("_", " "): v for name, v in result.adata.uns.get(_keys.UNS, {}).get("preprocessing", {}).items()
     }

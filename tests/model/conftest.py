@@ -1,5 +1,6 @@
 """A tiny screen in every container, and test-only models that use what few registered models do."""
 
+import hashlib
 from types import SimpleNamespace
 
 import anndata
@@ -52,16 +53,40 @@ def make_screen(seed: int = 0) -> AnnData:
 
 def hold(adata: AnnData, container: str, dtype: str, form: str, folder) -> AnnData:
     """The same cells with X in another container and dtype; as it is, as a view, or on disk."""
-    x = adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
+    x = CONTAINERS[container]((adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)).astype(dtype))
     held = adata.copy()
-    held.X = CONTAINERS[container](x.astype(dtype))
+    held.X = x
     if form == "view":
         return held[np.arange(held.n_obs)]
     if form == "backed":
-        path = folder / f"{container}-{dtype}.h5ad"
-        held.write_h5ad(path)
-        return anndata.read_h5ad(path, backed="r")
+        # the file holds X only, so that one serves many tests; the rest is in memory for any backed AnnData
+        path = folder / f"{container}-{dtype}-{hashlib.sha256(held.to_df().to_numpy().tobytes()).hexdigest()}.h5ad"
+        if not path.exists():
+            AnnData(x).write_h5ad(path)
+        held, rest = anndata.read_h5ad(path, backed="r"), held
+        for attribute in ("obs", "var", "obsm", "uns", "layers"):
+            setattr(held, attribute, getattr(rest, attribute))
     return held
+
+
+def assert_same(found: AnnData, expected: AnnData) -> None:
+    """Both hold the same, to the bit."""
+
+    def dense(x):
+        return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+    pd.testing.assert_frame_equal(found.obs, expected.obs)
+    pd.testing.assert_frame_equal(found.var, expected.var)
+    np.testing.assert_array_equal(dense(found.X), dense(expected.X))
+    assert type(found.X) is type(expected.X)
+    for attribute in ("layers", "obsm", "uns"):
+        left, right = getattr(found, attribute), getattr(expected, attribute)
+        assert sorted(left) == sorted(right)
+        for key in left:
+            if isinstance(left[key], dict):
+                assert left[key] == right[key]
+            else:
+                np.testing.assert_array_equal(dense(left[key]), dense(right[key]))
 
 
 class NetModule(PerturbationModule):
@@ -243,6 +268,7 @@ def toys() -> SimpleNamespace:
         screen=make_screen,
         hold=hold,
         trained=trained,
+        assert_same=assert_same,
         tiny=TINY,
         quiet=QUIET,
         **{cls.__name__: cls for cls in classes},

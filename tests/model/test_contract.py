@@ -1,6 +1,7 @@
 """Every model of the package passes every shared check."""
 
 import inspect
+import time
 
 import pytest
 
@@ -21,8 +22,10 @@ MODELS = [
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request):
-    """One trained model, shared by its checks."""
-    return Case(getattr(multipert.model, request.param))
+    """One trained model, shared by its checks, which together take less than ten seconds of one core."""
+    start = time.thread_time()
+    yield Case(getattr(multipert.model, request.param))
+    assert time.thread_time() - start < 10
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -42,11 +42,13 @@ def row_blocks(
     step = max(1, block_bytes // (8 * max(1, n_columns)))
     for start in range(0, n_rows if rows is None else len(rows), step):
         if rows is None:
-            stop = min(start + step, n_rows)
-            yield np.arange(start, stop), x[start:stop]
+            at = np.arange(start, min(start + step, n_rows))
+            block = x[start : at[-1] + 1]
         else:
             at = rows[start : start + step]
-            yield at, x[at]
+            block = x[at]
+        # columns on disk come back as columns
+        yield at, block.tocsr() if sparse.issparse(block) else block
 
 
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:

@@ -200,6 +200,8 @@ class PerturbationModel(BaseModelClass):
             )
         setup = Setup.from_registry(setup_args)
         adata = setup.as_anndata(data)
+        if adata is data and setup.modalities is not None:
+            raise TypeError("AnnData was given where a MuData (setup_mudata) is needed; use setup_anndata.")
         setup.check(adata, cls.tags, cls.__name__)
         if data.is_view:
             raise ValueError("The data are a view of another object; run `adata = adata.copy()` first.")
@@ -355,7 +357,8 @@ class PerturbationModel(BaseModelClass):
                         for values in encode_targets(conditions, self._codec, self._n_slots)
                     )
                     self.module.conclude(in_order)
-                    if self.module.fits_correction and self.tags.output == "cell" and not self._setup.signed:
+                    of_logarithms = not (self._setup.signed or self.tags.counts)
+                    if self.module.fits_correction and self.tags.output == "cell" and of_logarithms:
                         self._fit_correction(in_order, codes)
         finally:
             self.module.eval()
@@ -496,6 +499,7 @@ class PerturbationModel(BaseModelClass):
         check_realise(realise, self._setup.signed, self.tags.output)
         if returns not in ("cells", "mean"):
             raise ValueError(f"returns={returns!r} is unknown; known: 'cells', 'mean'.")
+        batch_size = _batch_size(batch_size, _PREDICT_BATCH)
         targets = read_targets(
             perturbation,
             dose,
@@ -531,8 +535,8 @@ class PerturbationModel(BaseModelClass):
         """Write the latent representation and predictions into the AnnData.
 
         Row i of the predicted layer is the counterfactual, under cell i's own label, of the control cell paired with
-        cell i; a perturbed cell's own expression is never an input, so the layer can be scored. Cells of a context
-        without control cells get NaN.
+        cell i; a perturbed cell's own expression is never an input, so the layer can be scored. Cells that cannot be
+        predicted, for want of control cells in their context or of training, get NaN and a warning.
 
         Parameters
         ----------
@@ -564,7 +568,7 @@ class PerturbationModel(BaseModelClass):
         written = annotation(self, source, name, latent and self.tags.latent, prediction, realise, seed)
         data = self.adata if adata is None else adata
         modality = self._setup.expression_modality
-        target = data if modality is None else data.mod[modality]
+        target = data if source is data or modality is None else data.mod[modality]
         for attribute, values in written.items():
             getattr(target, attribute).update(values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -30,6 +31,8 @@ _GRIDS = {
 }
 _FALLBACK = {"similarity": 0.4, "ridge": 1.0, "gene_ridge": 1.0}
 _LEAST_CONTEXTS = 3
+# differences below the rounding of single precision are none
+_RESOLUTION = 1e-6
 
 
 def weigh(
@@ -52,30 +55,35 @@ def weigh(
 
     Returns
     -------
-    Shifts of the targets, shape `(n_targets, n_vars)`.
+    Shifts of the targets, shape `(n_targets, n_vars)`; the mean change where all control means are equal.
     """
-    centre = control.mean(0)
-    rows, wanted = control - centre, target - centre
+    centre, average = control.mean(0), delta.mean(0)
+    rows, wanted = _differences(control, centre), _differences(target, centre)
+    if not rows.any():
+        return average.expand(len(target), -1)
     if kind == "similarity":
         return torch.softmax(_correlation(wanted, rows) / strength, dim=1) @ delta
-    average = delta.mean(0)
     if kind == "ridge":
         gram = rows @ rows.T
-        scale = gram.diagonal().mean().clamp(min=torch.finfo(gram.dtype).tiny)
-        penalty = strength * scale * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        penalty = strength * gram.diagonal().mean() * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
         weights = torch.linalg.solve(gram + penalty, rows @ wanted.T).T
         return average + weights @ (delta - average)
     power = rows.square().sum(0)
-    penalty = strength * power.mean().clamp(min=torch.finfo(power.dtype).tiny)
-    slope = (rows * (delta - average)).sum(0) / (power + penalty)
+    slope = (rows * (delta - average)).sum(0) / (power + strength * power.mean())
     return average + slope * wanted
+
+
+def _differences(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    """Rows minus their centre; exactly 0 for a row that differs from it by rounding alone."""
+    difference = values - centre
+    real = difference.norm(dim=1, keepdim=True) > _RESOLUTION * values.norm(dim=1, keepdim=True)
+    return torch.where(real, difference, 0)
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Pearson correlation of rows; 0 where a row is constant."""
-    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    norms = a.norm(dim=1)[:, None] * b.norm(dim=1)[None]
-    return torch.where(norms > 0, a @ b.T / norms.clamp(min=torch.finfo(norms.dtype).tiny), torch.zeros_like(norms))
+    a, b = (torch.nn.functional.normalize(_differences(x, x.mean(1, keepdim=True)), dim=1) for x in (a, b))
+    return a @ b.T
 
 
 class ContextShiftModule(ShiftModule):
@@ -194,8 +202,8 @@ class ContextShift(PerturbationModel):
         super().__init__(adata, registry)
         if kind not in get_args(Kind):
             raise ValueError(f"kind={kind!r} is unknown{close_matches(kind, get_args(Kind))}")
-        if strength is not None and not strength > 0:
-            raise ValueError(f"strength={strength} must be positive.")
+        if strength is not None and not 0 < strength < math.inf:
+            raise ValueError(f"strength={strength} must be positive and finite.")
         self._module_args = (kind, strength)
         self._start_module()
         self.init_params_ = self._get_init_params(locals())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
@@ -169,12 +170,19 @@ class MTAe(PerturbationModel):
     ) -> None:
         super().__init__(adata, registry, preset)
         width = self._value("n_hidden", n_hidden)
+        hidden = (width,) * self._value("n_layers", n_layers) if isinstance(width, Integral) else tuple(width)
+        if not hidden:
+            raise ValueError("n_hidden and n_layers give no hidden layer, so no layer would be modulated; give one.")
+        if n_layers is not None and len(hidden) != n_layers:
+            raise ValueError(
+                f"n_layers={n_layers}, but n_hidden={hidden} holds {len(hidden)} widths; give one of them."
+            )
         n_perturbations = self.summary_stats.n_perturbations
         several = () if n_perturbations == 1 else (16,)
         self._module_args = {
             "n_vars": self.summary_stats.n_vars,
             "n_perturbations": n_perturbations,
-            "hidden": tuple([width] * self._value("n_layers", n_layers) if isinstance(width, int) else width),
+            "hidden": hidden,
             "n_latent": self._value("n_latent", n_latent),
             "film_hidden": tuple(self._preset.get("film_hidden", several) if film_hidden is None else film_hidden),
             "dropout_rate": self._value("dropout_rate", dropout_rate),

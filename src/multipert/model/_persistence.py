@@ -13,7 +13,7 @@ from scvi.model._utils import parse_device_args
 
 from multipert.data._checks import check_genes
 
-from ._files import _MALFORMED, ModelFileError, read_header, read_tensors, write_model
+from ._files import MALFORMED, ModelFileError, read_header, read_tensors, write_model
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -103,7 +103,7 @@ def load(
             model = cls(None, saved_registry, **arguments)
         if saved_registry["setup_method_name"] not in _SETUP_METHODS:
             raise ValueError(f"setup method {saved_registry['setup_method_name']!r}")
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise ModelFileError(
             f"The files in {str(dir_path)!r} do not describe a {cls.__name__} ({error}); save the model again."
         ) from error

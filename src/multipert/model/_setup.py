@@ -70,11 +70,11 @@ class Setup:
 
     def as_anndata(self, data: AnnData | MuData) -> AnnData:
         """One AnnData with the expression and the labels; a MuData's arrays are shared, not copied."""
-        if isinstance(data, AnnData) and self.modalities is None:
+        if isinstance(data, AnnData):
             return data
-        if isinstance(data, AnnData) or not hasattr(data, "mod") or self.modalities is None:
+        if self.modalities is None or not hasattr(data, "mod"):
             needed = "an AnnData (setup_anndata)" if self.modalities is None else "a MuData (setup_mudata)"
-            raise TypeError(f"A {type(data).__name__} was given where the model needs {needed}.")
+            raise TypeError(f"{type(data).__name__} was given where {needed} is needed.")
         if "expression" not in self.modalities:
             raise ValueError(
                 f"modalities={dict(self.modalities)} must name the modality of 'expression', such as "

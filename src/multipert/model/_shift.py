@@ -95,7 +95,8 @@ class Deltas:
         self.n_cells = means.n_cells[at]
         self.delta = means.mean[at] - means.mean[of_control]
         self.mean_expm1, self.control_expm1 = means.mean_expm1[at], means.mean_expm1[of_control]
-        self.error = (
-            means.variance[at] / means.n_cells[at][:, None]
-            + means.variance[of_control] / means.n_cells[of_control][:, None]
-        )
+        # a pair without any variance, such as a single cell, takes that of all pairs
+        n_cells = means.n_cells[:, None]
+        pooled = (n_cells * means.variance).sum(0) / n_cells.sum()
+        error = torch.where(means.variance > 0, means.variance, pooled) / n_cells
+        self.error = error[at] + error[of_control]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
@@ -28,6 +29,7 @@ Estimator = Literal[
 ]
 Weights = Literal["equal", "cells", "inverse_variance"]
 DoseRule = Literal["exact", "interpolate"]
+_COMPANIONS = ("context_mean", "perturbation_mean", "two_way_mean")
 
 
 class TwoFactorModule(ShiftModule):
@@ -56,7 +58,9 @@ class TwoFactorModule(ShiftModule):
         means = self.means(loader)
         n_conditions, n_vars = len(self.known_codes), means.mean.shape[1]
         deltas = Deltas(means, self.control_position)
-        shift, deviation = torch.zeros(2, n_conditions, n_vars, dtype=torch.float64)
+        # NaN where no context has the condition beside control
+        shift, deviation = torch.full((2, n_conditions, n_vars), torch.nan, dtype=torch.float64)
+        shift[self.control_position] = 0
         for condition in torch.unique(deltas.condition):
             here = deltas.condition == condition
             values = deltas.delta[here]
@@ -65,7 +69,8 @@ class TwoFactorModule(ShiftModule):
                     (deltas.mean_expm1[here] + self.pseudocount) / (deltas.control_expm1[here] + self.pseudocount)
                 )
             shift[condition] = (self._weights(deltas, here) * values).sum(0)
-            deviation[condition] = values.std(0) if int(here.sum()) > 1 else torch.nan
+            if int(here.sum()) > 1:
+                deviation[condition] = values.std(0)
         if self.estimator == "additive_ols":
             shift = self._least_squares(means, n_conditions)
         contexts = int(means.context.max()) + 1
@@ -88,8 +93,6 @@ class TwoFactorModule(ShiftModule):
 
     def _least_squares(self, means: GroupMeans, n_conditions: int) -> torch.Tensor:
         """Condition effects of the two-way fit, control 0."""
-        if self.weights == "inverse_variance":
-            raise ValueError("weights='inverse_variance' differs by gene and is not offered for 'additive_ols'.")
         contexts, context = torch.unique(means.context, return_inverse=True)
         design = torch.zeros(len(context), len(contexts) + n_conditions, dtype=torch.float64)
         design[torch.arange(len(context)), context] = 1
@@ -121,14 +124,19 @@ class TwoFactorModule(ShiftModule):
 
     def _sum_of_parts(self, codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
         found = self.position(codes, doses)
-        if found >= 0:
+        if found >= 0 and self.has_shift[found]:
             return self.shift[found]
         parts = [self._part(code, dose) for code, dose in zip(codes, doses, strict=True) if code >= 0]
         return torch.stack([(weights[:, None] * self.shift[at]).sum(0) for at, weights in parts]).sum(0)
 
+    @property
+    def has_shift(self) -> torch.Tensor:
+        """Whether each trained condition has a shift of its own, shape `(n_conditions,)`."""
+        return ~torch.isnan(self.shift).any(1)
+
     def _part(self, code: torch.Tensor, dose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Trained conditions of one perturbation and their weights at a dose, linear in log dose."""
-        single = (self.known_codes >= 0).sum(1) == 1
+        single = ((self.known_codes >= 0).sum(1) == 1) & self.has_shift
         rows = torch.nonzero(single & (self.known_codes == code).any(1)).reshape(-1)
         known = self.known_doses[rows].sum(1)
         order = torch.argsort(known)
@@ -178,7 +186,8 @@ class TwoFactor(PerturbationModel):
         \beta_a = \frac{1}{|T(a)|} \sum_{c' \in T(a)} (\bar x_{c'a} - \bar x_{c'0})
 
     with `T(a)` the training contexts that have both the perturbation `a` and control. Fitted in closed form in one pass.
-    A benchmark that every context-transfer model must beat; it knows no interaction of context and perturbation.
+    A benchmark that every context-transfer model must beat; it knows no interaction of context and perturbation. A
+    combination that no training context has beside control is moved by the sum of the shifts of its parts.
 
     Parameters
     ----------
@@ -192,7 +201,8 @@ class TwoFactor(PerturbationModel):
         perturbed training conditions, control where there are none), "perturbation_mean" (mean over the contexts that
         have the perturbation) and "two_way_mean" (half of each; not the additive model).
     weights
-        Weights of the contexts: "equal", "cells" or "inverse_variance" (per gene).
+        Weights of the contexts: "equal", "cells" or "inverse_variance" (of the change, per gene; not for
+        "additive_ols"). The companions weigh equally.
     dose_rule
         "exact": only measured doses are legal; "interpolate": linear in log dose between measured doses, the nearest one
         outside.
@@ -232,8 +242,16 @@ class TwoFactor(PerturbationModel):
         for name, (value, kind) in choices.items():
             if value not in get_args(kind):
                 raise ValueError(f"{name}={value!r} is unknown{close_matches(value, get_args(kind))}")
-        if not pseudocount > 0:
-            raise ValueError(f"pseudocount={pseudocount} must be positive.")
+        if not 0 < pseudocount < math.inf:
+            raise ValueError(f"pseudocount={pseudocount} must be positive and finite.")
+        allowed = {"additive_ols": ("equal", "cells"), **dict.fromkeys(_COMPANIONS, ("equal",))}
+        if weights not in allowed.get(estimator, get_args(Weights)):
+            raise ValueError(f"weights={weights!r} is not offered for estimator={estimator!r}; use weights='equal'.")
+        if estimator == "multiplicative" and self._setup.signed:
+            raise ValueError(
+                "estimator='multiplicative' needs log-normalised expression, but the data were set up with signed=True; "
+                "use 'additive_control'."
+            )
         self._module_args = (estimator, weights, dose_rule, pseudocount)
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
@@ -243,18 +261,26 @@ class TwoFactor(PerturbationModel):
 
     def _check_target(self, condition: Condition) -> None:
         """Refuse doses and combinations that the fitted tables cannot give."""
-        if not condition or condition in self.trained_conditions_:
-            return
-        if self.module.estimator in ("context_mean", "perturbation_mean", "two_way_mean"):
-            raise ValueError(f"estimator={self.module.estimator!r} predicts trained conditions only, not {condition}.")
-        for name, dose in condition:
-            doses = [c[0][1] for c in self.trained_conditions_ if len(c) == 1 and c[0][0] == name]
-            if not doses:
-                raise ValueError(f"Perturbation {name!r} was trained in combinations only; its own shift is not known.")
-            if dose not in doses and self.module.dose_rule == "exact":
-                known = ", ".join(canonical_dose(((name, d),)) for d in sorted(doses))
+        if self.module.estimator in _COMPANIONS:
+            if condition and condition not in self.trained_conditions_:
                 raise ValueError(
-                    f"Dose {dose:g} of {name!r} was not measured (measured: {known}); pass dose_rule='interpolate'."
+                    f"estimator={self.module.estimator!r} predicts trained conditions only, not {condition}."
+                )
+            return
+        known = [self.trained_conditions_[i] for i in torch.nonzero(self.module.has_shift).reshape(-1).tolist()]
+        if not condition or condition in known:
+            return
+        for name, dose in condition:
+            doses = [c[0][1] for c in known if len(c) == 1 and c[0][0] == name]
+            if not doses:
+                raise ValueError(
+                    f"The shift of {name!r} alone is not known: no training context has it, uncombined, beside control "
+                    "cells (estimator='additive_ols' needs no control cells beside it)."
+                )
+            if dose not in doses and self.module.dose_rule == "exact":
+                measured = ", ".join(canonical_dose(((name, d),)) for d in sorted(doses))
+                raise ValueError(
+                    f"Dose {dose:g} of {name!r} was not measured (measured: {measured}); pass dose_rule='interpolate'."
                 )
 
     def _perturbation_embedding(self) -> pd.DataFrame:

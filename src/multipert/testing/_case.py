@@ -207,12 +207,14 @@ def refused(error: type[Exception], what: str, *, mention: str = "") -> Iterator
     try:
         yield
     except error as raised:
-        require(mention in str(raised), f"{what} raised {type(raised).__name__}({raised}), which does not name {mention!r}")
+        require(
+            mention in str(raised), f"{what}: raised {type(raised).__name__}({raised}), which does not name {mention!r}"
+        )
     except Exception as raised:
-        message = f"{what} raised {type(raised).__name__}({raised}); the contract wants {error.__name__}"
-        raise AssertionError(message) from raised
+        found = f"{type(raised).__name__}({raised})"
+        raise AssertionError(f"{what}: raised {found}; the contract wants {error.__name__}") from raised
     else:
-        raise AssertionError(f"{what} was accepted; the contract wants {error.__name__}")
+        raise AssertionError(f"accepted: {what}; the contract wants {error.__name__}")
 
 
 @contextmanager

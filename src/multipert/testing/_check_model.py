@@ -58,9 +58,7 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     _results.check_files_of_another_class,
 )
 
-CHECKS: Final[dict[str, Callable[[Case], None]]] = {
-    check.__name__.removeprefix("check_"): check for check in _CHECKS
-}
+CHECKS: Final[dict[str, Callable[[Case], None]]] = {check.__name__.removeprefix("check_"): check for check in _CHECKS}
 """Name -> check, in the order in which they run; the docstring of a check says what it wants."""
 
 
@@ -68,8 +66,7 @@ def check_model(cls: type[PerturbationModel], *, checks: Sequence[str] | None = 
     """Check that a model keeps the contract that all models share.
 
     The checks run on a small simulated screen with strong planted effects, made to fit the model's tags: with several
-    perturbations, combinations, doses or embeddings only where they are legal. They need seconds, on the CPU, and draw on
-    nothing but the class.
+    perturbations, combinations, doses or embeddings only where they are legal. They need seconds, on the CPU.
 
     Parameters
     ----------

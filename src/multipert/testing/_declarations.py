@@ -28,7 +28,8 @@ _OUTPUTS = ("cell", "sample", "mean")
 def check_tags(case: Case) -> None:
     """`tags` is a ModelTags, and `stages` names passes that exist."""
     tags, stages = getattr(case.cls, "tags", None), case.cls.stages
-    require(isinstance(tags, ModelTags), f"tags is {tags!r}; the contract wants a ModelTags")
+    if not isinstance(tags, ModelTags):
+        raise AssertionError(f"tags is {tags!r}; the contract wants a ModelTags")
     require(tags.output in _OUTPUTS, f"tags.output is {tags.output!r}; known: {_OUTPUTS}")
     unknown = [stage for stage in stages if stage not in get_args(Pairing)]
     require(not unknown, f"stages names {unknown}; known: {get_args(Pairing)}")
@@ -66,7 +67,9 @@ def _is_method(value: Any) -> bool:
 
 def check_setup_typos(case: Case) -> None:
     """`setup_anndata` refuses an argument that it does not know."""
-    with _setup_refused(case, case.screen.adata(), TypeError, "an unknown argument of setup_anndata", "contxt_key") as run:
+    with _setup_refused(
+        case, case.screen.adata(), TypeError, "an unknown argument of setup_anndata", "contxt_key"
+    ) as run:
         run(contxt_key="line")
 
 
@@ -86,11 +89,15 @@ def check_setup_labels(case: Case) -> None:
     with _setup_refused(case, only_control, ValueError, "data with control cells only", "control") as run:
         run()
     for label in ("A+", "A+A"):
-        with _setup_refused(case, _with_label(adata(), "label", label), ValueError, f"the label {label!r}", label) as run:
+        with _setup_refused(
+            case, _with_label(adata(), "label", label), ValueError, f"the label {label!r}", label
+        ) as run:
             run()
     if case.cls.tags.doses:
         for dose in (-1.0, np.inf):
-            with _setup_refused(case, _with_label(adata(), "amount", dose), ValueError, f"the dose {dose}", "ose") as run:
+            with _setup_refused(
+                case, _with_label(adata(), "amount", dose), ValueError, f"the dose {dose}", "ose"
+            ) as run:
                 run()
 
 
@@ -170,4 +177,6 @@ def _setup_refused(case: Case, adata: AnnData, error: type[Exception], what: str
         yield lambda **changes: case.cls.setup_anndata(adata, **{**case.screen.setup, **changes})
     for name, keys in before.items():
         new = [key for key in getattr(adata, name) if key not in keys]
-        require(not new, f"{what} was refused, but {name} already has {new}; nothing may be written before all checks pass")
+        require(
+            not new, f"{what} was refused, but {name} already has {new}; nothing may be written before all checks pass"
+        )

@@ -15,6 +15,8 @@ from ._case import refused, require, require_equal, scratch
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from multipert.model._realise import Realise
+
     from ._case import Case
 
 
@@ -59,7 +61,9 @@ def check_mean(case: Case) -> None:
     require(sorted(rows) == sorted(groups), f"rows are {rows[:3]}, ...; wanted: one per perturbation, dose and context")
     for i, row in enumerate(rows):
         x = cells.X[groups[row]].astype(np.float64)
-        require(found.obs[_keys.N_CELLS].iloc[i] == len(x), f"obs[{_keys.N_CELLS!r}] is not the number of cells of {row}")
+        require(
+            found.obs[_keys.N_CELLS].iloc[i] == len(x), f"obs[{_keys.N_CELLS!r}] is not the number of cells of {row}"
+        )
         scale = max(1.0, float(np.abs(x).max()))
         require_equal(found.X[i], x.mean(0), f"means of {row}", tolerance=1e-4 * scale)
         variance = found.layers[_keys.VARIANCE_LAYER][i]
@@ -81,7 +85,8 @@ def check_realise(case: Case) -> None:
         with refused(ValueError, "realise='residual', against the tag", mention="output"):
             case.trained.predict(screen.adata(), realise="residual")
         return
-    for realise in ("residual",) if tags.counts else ("residual", "counts"):
+    ways: tuple[Realise, ...] = ("residual",) if tags.counts else ("residual", "counts")
+    for realise in ways:
         found = case.trained.predict(screen.adata(), "untreated", realise=realise)
         require_equal(found.X, screen.x[screen.control_rows], f"control cells and their prediction by {realise!r}")
         found = case.trained.predict(screen.adata(), **case.one_target(), realise=realise)
@@ -100,7 +105,9 @@ def check_formats_in_predict(case: Case) -> None:
         case.screen.adata().write_h5ad(folder / "screen.h5ad")
         backed = anndata.read_h5ad(folder / "screen.h5ad", backed="r")
         try:
-            require_equal(case.trained.predict(backed).X, case.predicted.X, "predictions from a backed file and from memory")
+            require_equal(
+                case.trained.predict(backed).X, case.predicted.X, "predictions from a backed file and from memory"
+            )
         finally:
             backed.file.close()
 

@@ -22,7 +22,9 @@ _EPOCHS, _BATCH_SIZE = 30, 16
 def check_seed(case: Case) -> None:
     """The same seed gives the same model and the same predictions, bit for bit."""
     case.require_same_predictions(case.trained, case.predicted, "of one model, asked twice")
-    case.require_same_predictions(case.train(case.screen.adata()), case.predicted, "of two models trained with one seed")
+    case.require_same_predictions(
+        case.train(case.screen.adata()), case.predicted, "of two models trained with one seed"
+    )
 
 
 def check_held_out_cells(case: Case) -> None:
@@ -38,7 +40,9 @@ def check_training_cells(case: Case) -> None:
     rows = ~case.screen.is_test & ~case.screen.is_control
     model = case.train(changed(case.screen.adata(), rows))
     found = model.predict(case.screen.adata())
-    require(not np.array_equal(found.X, case.predicted.X), "quite other perturbed training cells give the same predictions")
+    require(
+        not np.array_equal(found.X, case.predicted.X), "quite other perturbed training cells give the same predictions"
+    )
 
 
 def check_two_setups(case: Case) -> None:
@@ -70,7 +74,10 @@ def check_plain_plan(case: Case) -> None:
         trainer = Trainer(max_epochs=1, devices=1, **settings)
         trainer.fit(TrainingPlan(model.module), DataSplitter(model.adata_manager, train_size=0.9, batch_size=32))
     after = list(model.module.parameters())
-    require(all(bool(torch.isfinite(p).all()) for p in after), "weights are not finite after an epoch of scvi's TrainingPlan")
+    require(
+        all(bool(torch.isfinite(p).all()) for p in after),
+        "weights are not finite after an epoch of scvi's TrainingPlan",
+    )
     moved = any(not torch.equal(old, new.detach().cpu()) for old, new in zip(before, after, strict=True))
     require(moved, "an epoch of scvi's TrainingPlan changed no weight")
 
@@ -78,8 +85,8 @@ def check_plain_plan(case: Case) -> None:
 def check_effect(case: Case) -> None:
     """Strong planted effects are found: predicted and measured changes correlate over genes.
 
-    Every trained condition must reach a Pearson correlation of 0.5 in the contexts together. Models trained by gradient get
-    30 epochs in batches of 16. Skipped for models that learn nothing.
+    For every trained condition the Pearson correlation must reach 0.5. Models trained by gradient get 30 epochs in batches
+    of 16. Skipped for models that learn nothing.
     """
     if not case.learns:
         return
@@ -94,7 +101,5 @@ def check_effect(case: Case) -> None:
         at = "" if dose is None else f" at dose {dose:g}"
         require(
             correlation >= FLOOR,
-            f"predicted and measured change under {label!r}{at} correlate at {correlation:.2f}; wanted: at least {FLOOR}",
+            f"predicted and measured change under {label!r}{at} correlate at {correlation:.2f}; wanted: {FLOOR} or more",
         )
-
-

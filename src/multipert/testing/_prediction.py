@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -32,13 +32,14 @@ def check_predicted_cells(case: Case) -> None:
     n = len(source)
     require(
         found.shape == (len(wanted) * n, source.n_vars),
-        f"predict() has shape {found.shape}; wanted: {len(wanted)} trained labels x {n} control cells, {source.n_vars} genes",
+        f"predict() has shape {found.shape}; wanted: {len(wanted)} labels x {n} control cells, {source.n_vars} genes",
     )
     require(isinstance(found.X, np.ndarray) and found.X.dtype == np.float32, "X is not a dense float32 array")
     require(bool(np.isfinite(found.X).all()), f"X has {int((~np.isfinite(found.X)).sum())} values that are not finite")
     require(not (found.X < 0).any(), f"X has {int((found.X < 0).sum())} negative values although the data are unsigned")
     barcodes = np.tile(source.obs_names, len(wanted))
-    require(list(rows[_keys.SOURCE_CELL]) == list(barcodes), f"obs[{_keys.SOURCE_CELL!r}] does not name the control cells")
+    named = list(rows[_keys.SOURCE_CELL])
+    require(named == list(barcodes), f"obs[{_keys.SOURCE_CELL!r}] does not name the control cells")
     pairs = list(zip(rows["label"], rows["amount"] if screen.tags.doses else wanted["dose"].repeat(n), strict=True))
     doses = {(label, "+".join([f"{d:g}"] * len(label.split("+"))) if d else None) for label, d in screen.trained}
     seen = {(label, _dose_text(dose) if screen.tags.doses else None) for label, dose in pairs}
@@ -50,8 +51,8 @@ def check_predicted_cells(case: Case) -> None:
         kept = list(rows[column]) == list(np.tile(source.obs[column], len(wanted)))
         require(kept, f"obs[{column!r}] is not that of the control cells")
     require(found.var.equals(source.var), "var is not that of the data")
-    named = found.uns.get(_keys.UNS, {}).get("model")
-    require(named == case.cls.__name__, f"uns[{_keys.UNS!r}]['model'] is {named!r}; wanted: {case.cls.__name__!r}")
+    model = found.uns.get(_keys.UNS, {}).get("model")
+    require(model == case.cls.__name__, f"uns[{_keys.UNS!r}]['model'] is {model!r}; wanted: {case.cls.__name__!r}")
 
 
 def _dose_text(dose: float | str) -> str:
@@ -97,12 +98,14 @@ def check_unseen_perturbations(case: Case) -> None:
     names = [NEVER_TRAINED] if tags.several_perturbations else []
     names += [NEVER_MEASURED] if "perturbation_embedding_key" in case.screen.setup else []
     for name in names:
-        target = {**case.one_target(), "perturbation": name}
+        target: dict[str, Any] = {**case.one_target(), "perturbation": name}
         if tags.unseen_perturbations:
             found = case.trained.predict(case.screen.adata(), **target)
-            require(bool(np.isfinite(found.X).all()), f"the prediction of {name!r}, without training cells, is not finite")
+            finite = bool(np.isfinite(found.X).all())
+            require(finite, f"the prediction of {name!r}, without training cells, is not finite")
         else:
-            with refused(ValueError, f"{name!r}, without training cells, against the tag", mention="unseen_perturbations"):
+            what = f"{name!r}, without training cells, against the tag"
+            with refused(ValueError, what, mention="unseen_perturbations"):
                 case.trained.predict(case.screen.adata(), **target)
 
 
@@ -128,7 +131,7 @@ def check_choice_of_cells(case: Case) -> None:
     screen, model = case.screen, case.trained
     everything = model.predict(screen.adata(), **case.one_target())
     is_held_out = screen.contexts[screen.control_rows] == HELD_OUT_CONTEXT
-    choices = {
+    choices: dict[str, tuple[dict[str, Any], np.ndarray]] = {
         f"context={HELD_OUT_CONTEXT!r}": ({"context": HELD_OUT_CONTEXT}, is_held_out),
         "indices": ({"indices": np.arange(5, 20)}, np.isin(screen.control_rows, np.arange(5, 20))),
     }
@@ -157,4 +160,5 @@ def check_context_tags(case: Case) -> None:
     found = case.trained.predict(adata)
     require(bool(np.isfinite(found.X).all()), "predictions in unseen contexts are not finite")
     if not tags.uses_context:
-        require_equal(found.X, case.predicted.X, "predictions before and after contexts are renamed (uses_context is False)")
+        what = "predictions before and after contexts are renamed (uses_context is False)"
+        require_equal(found.X, case.predicted.X, what)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -40,7 +40,8 @@ def check_annotate(case: Case) -> None:
         read = anndata.read_h5ad(folder / "annotated.h5ad")
     for attribute in ("layers", "obsm"):
         for key in wanted[attribute]:
-            require_equal(getattr(read, attribute)[key], getattr(adata, attribute)[key], f"{attribute}[{key!r}] on file")
+            found, written = getattr(read, attribute)[key], getattr(adata, attribute)[key]
+            require_equal(found, written, f"{attribute}[{key!r}] on file and in memory")
     require(read.uns[name]["model"] == name, f"uns[{name!r}]['model'] on file is {read.uns[name]['model']!r}")
 
 
@@ -115,7 +116,7 @@ def check_files(case: Case) -> None:
 
 def check_files_of_another_class(case: Case) -> None:
     """`load` refuses files of another class."""
-    other = type(f"Other{case.cls.__name__}", (case.cls,), {"__doc__": "Another model."})
+    other: Any = type(f"Other{case.cls.__name__}", (case.cls,), {"__doc__": "Another model."})
     with scratch() as folder:
         case.trained.save(folder)
         with refused(ValueError, "loading files of another class", mention=case.cls.__name__):

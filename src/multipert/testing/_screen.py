@@ -27,8 +27,8 @@ _EFFECTS = {"A": (1.0, 0.0), "B": (0.0, 1.0), NEVER_TRAINED: (0.6, 0.6), NEVER_M
 class Screen:
     """A simulated screen with strong planted effects, and the setup arguments that fit a model's tags.
 
-    Three contexts, counts with Poisson noise, the same log fold changes in every context. All perturbed cells of the last
-    context, and where there are several perturbations all cells of one of them, are marked as test.
+    Three contexts, counts with Poisson noise, the same log fold changes in every context. All perturbed cells of the
+    last context, and where there are several perturbations all cells of one of them, are marked as test.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def log_fold_changes(label: str, dose: float | None = None) -> np.ndarray:
     axes[0, :10] = 1.5 * np.resize([1, 1, -1], 10)
     axes[1, 8:20] = 1.5 * np.resize([1, -1, 1, -1, -1], 12)
     strength = 1.0 if dose is None else dose / (dose + 1)
-    return strength * sum(np.array(_EFFECTS[part]) @ axes for part in label.split("+"))
+    return strength * np.sum([np.array(_EFFECTS[part]) @ axes for part in label.split("+")], axis=0)
 
 
 def _conditions(tags: ModelTags) -> list[tuple[str, float | None]]:
