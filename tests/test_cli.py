@@ -15,9 +15,9 @@ from scipy import sparse
 from typer.testing import CliRunner
 
 import multipert
-from multipert import _output, _report, _run, _summary
-from multipert._job import Job, Result
-from multipert._preprocess import InputError
+from multipert._jobs import _output, _report, _run, _summary
+from multipert._jobs._job import Job, Result
+from multipert._jobs._preprocess import InputError
 from multipert.cli import app
 from multipert.datasets import simulate
 from multipert.metrics import METRICS, PRESETS

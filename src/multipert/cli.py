@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from rich.console import Console
 
-    from multipert._job import Job, Result
+    from multipert._jobs._job import Job, Result
 
 app = typer.Typer(
     add_completion=False,
@@ -72,7 +72,7 @@ def demo(
         return screen("small")
 
     def job() -> Job:
-        from multipert._job import Job
+        from multipert._jobs._job import Job
 
         return Job(hold_out=_DEMO_HOLD_OUT, seed=seed, realise="residual")
 
@@ -117,12 +117,12 @@ def run(
     """
 
     def read() -> AnnData:
-        from multipert._preprocess import read as read_file
+        from multipert._jobs._preprocess import read as read_file
 
         return read_file(file)
 
     def job() -> Job:
-        from multipert._job import Job
+        from multipert._jobs._job import Job
 
         return Job(
             hold_out=hold_out,
@@ -157,8 +157,8 @@ def _command(
     """Do a job, write its files, print its table; bad input is one line on stderr and exit code 2."""
     from rich.console import Console
 
-    from multipert._preprocess import InputError
-    from multipert._terminal import quiet, show
+    from multipert._jobs._preprocess import InputError
+    from multipert._jobs._terminal import quiet, show
 
     console = Console(stderr=True, highlight=False)
     try:
@@ -187,8 +187,8 @@ def _work(
 ) -> Result:
     from rich.progress import track
 
-    from multipert import _output
-    from multipert._terminal import hush_training, steps
+    from multipert._jobs import _output
+    from multipert._jobs._terminal import hush_training, steps
 
     step = steps(console)
     _output.check_folder(out, source_file)
@@ -197,9 +197,9 @@ def _work(
     with step("Loading the models"):
         import pandas as pd
 
-        from multipert._report import report
-        from multipert._run import execute
-        from multipert._summary import add_truth, truth_scores
+        from multipert._jobs._report import report
+        from multipert._jobs._run import execute
+        from multipert._jobs._summary import add_truth, truth_scores
 
         hush_training()
     result = execute(make_job(), adata, step)

@@ -316,7 +316,7 @@ class PerturbationModel(BaseModelClass):
         if not self.is_trained_:
             self._start_module(seed)
         store = self._training_store(adata)
-        conditions, codes = self._note_trained(adata, train)
+        conditions, codes = self._training_conditions(adata, train)
         batch_size = _batch_size(batch_size, self._preset.get("batch_size", _TRAIN_DEFAULTS["batch_size"]))
         in_order = CellLoader(store, train, max(batch_size, _PREDICT_BATCH))
         device = parse_device_args(accelerator, devices, return_device="torch")[2]
@@ -350,6 +350,8 @@ class PerturbationModel(BaseModelClass):
                         **trainer_kwargs,
                     )
                     self.history_ = append_history(self.history_, history)
+                self.trained_conditions_ = conditions
+                self.trained_contexts_ = sorted(set(self._setup.contexts(adata)[train]))
                 self.module.to(device).eval()
                 with torch.no_grad():
                     self.module.known_codes, self.module.known_doses = (
@@ -380,17 +382,15 @@ class PerturbationModel(BaseModelClass):
         columns.update({_keys.PERTURBATION: codes[inverse], _keys.DOSE: doses[inverse]})
         return CellStore(self._setup.expression(adata), columns)
 
-    def _note_trained(self, adata: AnnData, train: np.ndarray) -> tuple[list[Condition], np.ndarray]:
-        """Record the conditions and contexts of the training cells."""
+    def _training_conditions(self, adata: AnnData, train: np.ndarray) -> tuple[list[Condition], np.ndarray]:
+        """The conditions of the training cells, and each cell's position among them."""
         conditions, inverse = self._setup.conditions(adata)
         present = np.unique(inverse[train])
         if not any(conditions[i] == () for i in present):
             raise ValueError("No training cell is a control cell; mark control cells as 'train' in the split.")
         if not any(conditions[i] for i in present):
             raise ValueError("Every training cell is a control cell; mark perturbed cells as 'train' in the split.")
-        self.trained_conditions_ = [conditions[i] for i in present]
-        self.trained_contexts_ = sorted(set(self._setup.contexts(adata)[train]))
-        return self.trained_conditions_, np.searchsorted(present, inverse[train])
+        return [conditions[i] for i in present], np.searchsorted(present, inverse[train])
 
     def _stage_rows(
         self, adata: AnnData, rows: np.ndarray, pool: np.ndarray, pairing: Pairing, seed: int

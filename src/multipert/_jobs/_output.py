@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from multipert._preprocess import InputError
+from multipert._jobs._preprocess import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

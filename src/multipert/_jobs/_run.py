@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from multipert import _keys
-from multipert._job import Job, Result
-from multipert._preprocess import InputError, input_errors, is_counts, normalise, top_genes
+from multipert._jobs._job import Job, Result
+from multipert._jobs._preprocess import InputError, input_errors, is_counts, normalise, top_genes
 from multipert.data._conditions import close_matches, parse_condition
 from multipert.metrics import PRESETS, evaluate
 from multipert.model._realise import check_realise, size_factors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    from multipert._preprocess import Record
+    from multipert._jobs._preprocess import Record
     from multipert.data._conditions import Condition
     from multipert.model import PerturbationModel
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import pandas as pd
 
-from multipert import _figures, _keys
-from multipert._summary import (
+from multipert import _keys
+from multipert._jobs import _figures
+from multipert._jobs._summary import (
     DEFAULT,
     JOINT,
     LOWER_IS_BETTER,
@@ -27,7 +28,7 @@ from multipert._summary import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from multipert._job import Result
+    from multipert._jobs._job import Result
 
 _PACKAGES: Final = ("multipert", "scvi-tools", "torch", "lightning", "anndata", "scanpy", "numpy", "scipy", "pandas")
 _MAX_FIGURES: Final = 6

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from multipert._summary import mean_of
+from multipert._jobs._summary import mean_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from multipert._job import Result
+    from multipert._jobs._job import Result
 
 COLOURS: Final = {"control": "#8b929c", "observed": "#2f7fc1", "predicted": "#e0752d"}
 """Legible on white and on near-black."""

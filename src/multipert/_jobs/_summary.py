@@ -12,7 +12,7 @@ from multipert.metrics._delta import FLOAT32_RESOLUTION
 from multipert.metrics._error import correlation
 
 if TYPE_CHECKING:
-    from multipert._job import Result
+    from multipert._jobs._job import Result
 
 CEILING: Final = "ceiling"
 OBSERVED: Final = "observed"
@@ -85,7 +85,7 @@ def table(scores: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     Parameters
     ----------
     scores
-        What :attr:`multipert._job.Result.scores` holds.
+        What :attr:`multipert._jobs._job.Result.scores` holds.
     metrics
         Names of the metrics, in order.
 

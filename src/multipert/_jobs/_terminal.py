@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from multipert._job import Result
+    from multipert._jobs._job import Result
 
 
 def steps(console: Console) -> Callable[..., AbstractContextManager[None]]:
@@ -58,8 +58,8 @@ def show(result: Result, out: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from multipert import _output
-    from multipert._summary import DEFAULT, TRUTH, truth_scores, verdict
+    from multipert._jobs import _output
+    from multipert._jobs._summary import DEFAULT, TRUTH, truth_scores, verdict
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -83,7 +83,7 @@ def _rich_table(scores: DataFrame, metrics: list[str], model: str, title: str) -
     from rich.table import Table
     from rich.text import Text
 
-    from multipert._summary import LOWER_IS_BETTER, best, number, table
+    from multipert._jobs._summary import LOWER_IS_BETTER, best, number, table
 
     frame = table(scores, metrics)
     made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)

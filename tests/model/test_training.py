@@ -1,0 +1,429 @@
+"""Training: which cells are read, what the seed fixes, what survives a failure, and traps of scvi-tools."""
+
+import functools
+import logging
+
+import numpy as np
+import pytest
+import scvi
+import torch
+from scvi.dataloaders import DataSplitter
+from scvi.train import TrainingPlan, TrainRunner
+
+from multipert import _keys
+from multipert.model import ContextShift, MTAe, TwoFactor
+from multipert.train import PerturbationTrainingPlan
+
+CONTEXT = {"context_key": "context"}
+CLOSED = ["TwoFactor", "ContextShift", "Linear"]
+GRADIENT = ["MTAe", "Net", "RandomNet", "AdversaryNet"]
+
+
+def model_class(toys, name):
+    return {"MTAe": MTAe, "TwoFactor": TwoFactor, "ContextShift": ContextShift}.get(name) or getattr(toys, name)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.module.state_dict().items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key], equal_nan=True) for key in left)
+
+
+# ------------------------------------------------------------------ seeds
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_the_seed_fixes_everything(name, toys):
+    cls = model_class(toys, name)
+    first, second, other = (toys.trained(cls, toys.screen(), setup=CONTEXT, seed=seed) for seed in (1, 1, 2))
+    assert same(weights(first), weights(second))
+    np.testing.assert_array_equal(first.train_indices, second.train_indices)
+    assert not same(weights(first), weights(other))
+    assert not np.array_equal(first.train_indices, other.train_indices)
+
+
+def test_the_weights_depend_on_the_seed_of_train_and_not_on_what_ran_before(toys):
+    models = []
+    for state in (0, 1):
+        torch.manual_seed(state)
+        adata = toys.screen()
+        MTAe.setup_anndata(adata)
+        model = MTAe(adata, **toys.tiny)
+        torch.rand(5)
+        model.train(max_epochs=1, seed=4, **toys.quiet)
+        models.append(model)
+    assert same(weights(models[0]), weights(models[1]))
+
+
+@pytest.mark.parametrize("name", ["MTAe", "AdversaryNet", "Linear"])
+def test_the_global_random_states_stay(name, toys):
+    adata = toys.screen()
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    model = toys.trained(model_class(toys, name), adata, setup=CONTEXT)
+    model.predict(realise="counts")
+    model.annotate()
+    assert torch.equal(states[0], torch.get_rng_state())
+    np.testing.assert_array_equal(states[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_without_a_seed_that_of_scvi_is_taken(toys, monkeypatch):
+    monkeypatch.setattr(type(scvi.settings), "seed", property(lambda self: 3))
+    implicit = toys.trained(MTAe, toys.screen(), seed=None)
+    monkeypatch.undo()
+    assert same(weights(implicit), weights(toys.trained(MTAe, toys.screen(), seed=3)))
+    assert scvi.settings.seed is None
+    none = toys.trained(MTAe, toys.screen(), seed=None)
+    assert same(weights(none), weights(toys.trained(MTAe, toys.screen(), seed=0)))
+    assert not same(weights(none), weights(implicit))
+
+
+# ------------------------------------------------------------------ which cells
+
+
+@pytest.mark.parametrize("name", ["MTAe", "RandomNet", "AdversaryNet", "TwoFactor", "ContextShift", "Linear"])
+def test_test_cells_are_never_read(name, toys):
+    """Their expression changes nothing, that of training cells does."""
+    cls, models = model_class(toys, name), []
+    for changed in ("none", "test", "train"):
+        adata = toys.screen()
+        adata.obs.loc[adata.obs_names[::3], "split"] = "test"
+        if changed != "none":
+            rows = (adata.obs["split"] == changed).to_numpy()
+            x = adata.X.toarray()
+            x[rows] = x[rows] * 1.5 + 0.25
+            adata.X = x
+        models.append(toys.trained(cls, adata, setup=CONTEXT, split_key="split"))
+    none, test, train = (weights(model) for model in models)
+    assert same(none, test)
+    assert not same(none, train)
+    clean = toys.screen()
+    np.testing.assert_array_equal(models[0].predict(clean).X, models[1].predict(clean).X)
+
+
+def test_indices_of_the_split_are_kept(adata, toys):
+    adata.obs.loc[adata.obs_names[::3], "split"] = "test"
+    adata.obs.loc[adata.obs_names[1::3], "split"] = "val"
+    model = toys.trained(toys.Net, adata, split_key="split")
+    for found, level in (
+        (model.train_indices, "train"),
+        (model.validation_indices, "val"),
+        (model.test_indices, "test"),
+    ):
+        np.testing.assert_array_equal(found, np.flatnonzero(adata.obs["split"] == level))
+
+
+@pytest.mark.parametrize("name", ["MTAe", "Linear"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda obs: obs.drop(columns="split"), KeyError, "split_key='split' is not a column"),
+        (lambda obs: obs.assign(split=["valid", *obs["split"][1:]]), ValueError, r"1 cell\(s\) with 'valid'"),
+        (lambda obs: obs.assign(split=[None, *obs["split"][1:]]), ValueError, "1 missing value"),
+        (lambda obs: obs.assign(split="test"), ValueError, "marks no cell as 'train'"),
+        (
+            lambda obs: obs.assign(split=np.where(obs["perturbation"] == "control", "test", "train")),
+            ValueError,
+            "No training cell is a control cell",
+        ),
+        (
+            lambda obs: obs.assign(split=np.where(obs["perturbation"] == "control", "train", "test")),
+            ValueError,
+            "Every training cell is a control cell",
+        ),
+    ],
+)
+def test_an_incomplete_split_is_refused(name, change, error, message, adata, toys):
+    cls = model_class(toys, name)
+    cls.setup_anndata(adata)
+    model = cls(adata, **(toys.tiny if cls is MTAe else {}))
+    adata.obs = change(adata.obs)
+    with pytest.raises(error, match=message):
+        model.train(split_key="split", max_epochs=1, **toys.quiet)
+    with pytest.raises(RuntimeError, match="not trained"):
+        model.predict()
+
+
+def test_early_stopping_needs_validation_cells(adata, toys):
+    with pytest.raises(ValueError, match="early_stopping needs validation cells"):
+        toys.trained(toys.Net, adata, train_size=1.0, early_stopping=True)
+    model = toys.trained(toys.Net, toys.screen(), early_stopping=True)
+    assert {"train_loss", "validation_loss"} <= set(model.history_)
+
+
+@pytest.mark.parametrize("change", ["label", "X", "context"])
+def test_data_that_changed_after_the_setup_are_read_anew_or_refused(change, adata, toys):
+    toys.Linear.setup_anndata(adata, context_key="context")
+    model = toys.Linear(adata)
+    if change == "X":
+        x = adata.X.toarray()
+        x[0, 0] = np.nan
+        adata.X = x
+        with pytest.raises(ValueError, match="X has 1 NaN"):
+            model.train(**toys.quiet)
+        return
+    if change == "context":
+        adata.obs["context"] = adata.obs["context"].replace("a", "z")
+        with pytest.raises(ValueError, match=r"40 cell\(s\) have a category of context"):
+            model.train(**toys.quiet)
+        return
+    swap = {"A": "B", "B": "A"}
+    adata.obs["perturbation"] = adata.obs["perturbation"].replace(swap)
+    model.train(seed=0, **toys.quiet)
+    expected = toys.trained(toys.Linear, toys.screen(), setup=CONTEXT).get_perturbation_embedding()
+    np.testing.assert_allclose(model.get_perturbation_embedding().loc["A"], expected.loc["B"], atol=1e-5)
+
+
+# ------------------------------------------------------------------ history and further training
+
+
+def test_history_is_appended_by_stages_and_calls(adata, toys):
+    model = toys.trained(toys.TwoStageNet, adata, setup=CONTEXT, max_epochs=2, check_val_every_n_epoch=1)
+    assert model.history_["train_loss"].index.tolist() == [0, 1, 2, 3]
+    first = model.history_["train_loss"].copy()
+    model.train(max_epochs=1, **toys.quiet)
+    assert model.history["train_loss"].index.tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(model.history_["train_loss"].iloc[:4], first)
+    assert model.history_["validation_loss"].index.tolist() == [0, 1, 2, 3]
+
+
+def test_further_training_goes_on_from_the_weights(adata, toys):
+    model = toys.trained(toys.Net, adata)
+    before = weights(model)
+    model.train(max_epochs=1, lr=0.0, **toys.quiet)
+    after = weights(model)
+    assert all(torch.equal(before[key], after[key]) for key in before if "encoder" in key or "decoder" in key)
+
+
+def test_losses_fall(adata, toys):
+    model = toys.trained(toys.Net, adata, max_epochs=20, batch_size=30, lr=0.01, plan_kwargs={"n_warmup_steps": 0})
+    losses = model.history_["train_loss"].iloc[:, 0]
+    assert losses.iloc[-1] < 0.6 * losses.iloc[0]
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_closed_form_models_ignore_epochs_and_have_no_history(name, toys):
+    cls = model_class(toys, name)
+    one, two = (toys.trained(cls, toys.screen(), setup=CONTEXT, max_epochs=n) for n in (1, None))
+    assert one.history_ == {}
+    assert same(weights(one), weights(two))
+
+
+# ------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize("name", ["MTAe", "Linear"])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"plan_kwargs": {"warmup": 3}}, TypeError, "plan_kwargs has an unexpected key 'warmup'"),
+        ({"plan_kwargs": {"lr": 3}}, TypeError, "pass it to train"),
+        ({"max_epoch": 3}, TypeError, "unexpected keyword argument 'max_epoch'.*'max_epochs'"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"max_epochs": -1}, ValueError, "max_epochs=-1"),
+        ({"train_size": 0.0}, ValueError, "train_size=0.0"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_done(name, arguments, error, message, adata, toys):
+    cls = model_class(toys, name)
+    cls.setup_anndata(adata)
+    model = cls(adata, **(toys.tiny if cls is MTAe else {}))
+    before = weights(model)
+    with pytest.raises(error, match=message):
+        model.train(**{**toys.quiet, **arguments})
+    assert same(before, weights(model))
+    assert not model.is_trained_
+
+
+def test_arguments_reach_the_plan(adata, toys, monkeypatch):
+    seen = {}
+    init = PerturbationTrainingPlan.__init__
+
+    @functools.wraps(init)
+    def spy(self, module, **kwargs):
+        seen.update(kwargs)
+        init(self, module, **kwargs)
+
+    monkeypatch.setattr(PerturbationTrainingPlan, "__init__", spy)
+    toys.trained(MTAe, adata, lr=0.5e-3, weight_decay=0.25, plan_kwargs={"eps": 1e-4})
+    assert seen == {"lr": 0.5e-3, "weight_decay": 0.25, "eps": 1e-4}
+    toys.trained(MTAe, toys.screen(), init={**toys.tiny, "preset": "published"})
+    assert seen["lr"] == 1e-5
+
+
+def test_the_first_step_of_the_warm_up_changes_no_weight(adata, toys):
+    model = toys.trained(toys.Net, adata, batch_size=120, train_size=1.0)
+    after = weights(model)
+    model._start_module(0)
+    assert all(torch.equal(value, after[key]) for key, value in weights(model).items())
+    moved = toys.trained(toys.Net, toys.screen(), batch_size=120, train_size=1.0, plan_kwargs={"n_warmup_steps": 0})
+    assert not torch.equal(weights(moved)["decoder.weight"], after["decoder.weight"])
+
+
+# ------------------------------------------------------------------ failures
+
+
+@pytest.mark.parametrize("batch_size", [30, 500])
+def test_a_loss_that_is_not_finite_stops_with_finite_weights(batch_size, adata, toys):
+    """Expression so large that squares overflow: finite in X, not in the loss."""
+    MTAe.setup_anndata(adata, signed=True)
+    model = MTAe(adata, **toys.tiny)
+    x = adata.X.toarray()
+    x[7, 3] = 3e38
+    adata.X = x
+    with pytest.raises(
+        FloatingPointError, match="The loss became (inf|nan) at epoch 0, batch .*smaller lr.*extreme values"
+    ):
+        model.train(max_epochs=2, batch_size=batch_size, train_size=1.0, **toys.quiet)
+    assert all(torch.isfinite(value).all() for value in weights(model).values() if value.is_floating_point())
+    assert not model.is_trained_
+    adata.X = toys.screen().X
+    model.train(max_epochs=1, **toys.quiet)
+    assert np.isfinite(model.predict().X).all()
+
+
+def test_a_failed_second_training_leaves_the_model_as_it_was_trained(adata, toys):
+    model = toys.trained(MTAe, adata, setup={"signed": True}, split_key="split")
+    conditions, before = model.trained_conditions_, model.predict()
+    x = adata.X.toarray()
+    x[7, 3] = 3e38
+    adata.X = x
+    adata.obs.loc[adata.obs["perturbation"] == "C", "split"] = "test"
+    with pytest.raises(FloatingPointError):
+        model.train(split_key="split", max_epochs=1, batch_size=500, **toys.quiet)
+    assert model.trained_conditions_ == conditions
+    np.testing.assert_allclose(model.predict(toys.screen()).X, before.X, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["MTAe", "AdversaryNet"])
+def test_an_interruption_leaves_finite_weights_and_training_can_go_on(name, adata, toys, monkeypatch):
+    cls = model_class(toys, name)
+    model = toys.trained(cls, adata)
+    module = type(model.module)
+    loss, calls = module.loss, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return loss(self, *args)
+
+    monkeypatch.setattr(module, "loss", interrupted)
+    before = weights(model)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(max_epochs=3, batch_size=30, plan_kwargs={"n_warmup_steps": 0}, **toys.quiet)
+    monkeypatch.undo()
+    after = weights(model)
+    assert not same(before, after)
+    assert all(torch.isfinite(value).all() for value in after.values() if value.is_floating_point())
+    assert not model.module.training
+    assert np.isfinite(model.predict().X).all()
+    model.train(max_epochs=1, **toys.quiet)
+    assert np.isfinite(model.predict().X).all()
+
+
+def test_an_interrupted_first_training_leaves_the_model_untrained_but_trainable(adata, toys, monkeypatch):
+    MTAe.setup_anndata(adata)
+    model = MTAe(adata, **toys.tiny)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(model.module), "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(max_epochs=1, **toys.quiet)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="not trained"):
+        model.predict()
+    model.train(max_epochs=1, seed=0, **toys.quiet)
+    np.testing.assert_array_equal(model.predict().X, toys.trained(MTAe, toys.screen()).predict().X)
+
+
+# ------------------------------------------------------------------ traps of scvi-tools
+
+
+def test_two_setups_of_one_anndata_do_not_mix(adata, toys):
+    """The second setup overwrites the first one's codes; training must put them back."""
+    first_setup, second_setup = {}, {"perturbation_key": "combination", "dose_key": "dose", "context_key": "batch"}
+    toys.Linear.setup_anndata(adata, **first_setup)
+    first = toys.Linear(adata)
+    toys.Linear.setup_anndata(adata, **second_setup)
+    second = toys.Linear(adata)
+    toys.Net.setup_anndata(adata, perturbation_key="batch", control="x")
+    for model, setup in ((first, first_setup), (second, second_setup), (first, first_setup)):
+        model.train(seed=0, **toys.quiet)
+        expected = toys.trained(toys.Linear, toys.screen(), setup=setup)
+        np.testing.assert_array_equal(model.get_perturbation_embedding(), expected.get_perturbation_embedding())
+        np.testing.assert_array_equal(model.predict().X, expected.predict().X)
+
+
+def test_setting_up_a_copy_leaves_the_model_of_the_original_usable(adata, toys):
+    toys.Linear.setup_anndata(adata)
+    model = toys.Linear(adata)
+    copy = adata.copy()
+    toys.Linear.setup_anndata(copy, perturbation_key="combination", dose_key="dose")
+    model.train(seed=0, **toys.quiet)
+    np.testing.assert_array_equal(model.predict().X, toys.trained(toys.Linear, toys.screen()).predict().X)
+    assert toys.trained(toys.Linear, copy).predict().n_obs == 90
+
+
+def test_genes_that_were_reordered_after_the_setup_are_refused(adata, toys):
+    toys.Linear.setup_anndata(adata)
+    model = toys.Linear(adata)
+    adata.var_names = adata.var_names[::-1]
+    with pytest.raises(ValueError, match="another order"):
+        model.train(**toys.quiet)
+
+
+def test_validation_runs_when_asked_only(adata, toys):
+    assert "validation_loss" not in toys.trained(toys.Net, adata).history_
+    assert "validation_loss" in toys.trained(toys.Net, toys.screen(), check_val_every_n_epoch=1).history_
+
+
+@pytest.mark.parametrize("n_train", [31, 61, 121 - 30])
+def test_a_last_batch_of_one_cell_does_not_break_batch_norm(n_train, adata, toys):
+    model = toys.trained(MTAe, adata, train_size=n_train / 120, batch_size=30)
+    assert len(model.train_indices) == n_train
+    assert np.isfinite(model.predict().X).all()
+
+
+def test_batches_keep_their_types(adata, toys):
+    setup = {"context_key": "context", "categorical_covariate_keys": ["batch"], "cell_embedding_key": "X_emb"}
+    model = toys.trained(toys.Net, adata, setup=setup)
+    for batch in model.module.log:
+        for key in (_keys.PERTURBATION, _keys.CONTEXT, _keys.CATEGORICAL_COVARIATES):
+            assert not batch[key].is_floating_point()
+        for key in (_keys.X, _keys.DOSE, _keys.CELL_EMBEDDING):
+            assert batch[key].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["MTAe", "Net"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_module_trains_under_the_plan_of_scvi_too(name, adata, toys):
+    cls = model_class(toys, name)
+    adata.X = adata.X.toarray()
+    cls.setup_anndata(adata, context_key="context")
+    model = cls(adata, **(toys.tiny if cls is MTAe else {}))
+    before = weights(model)
+    splitter = DataSplitter(model.adata_manager, train_size=0.75, batch_size=30)
+    plan = TrainingPlan(model.module)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    runner = TrainRunner(
+        model,
+        training_plan=plan,
+        data_splitter=splitter,
+        max_epochs=2,
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+    )
+    runner()
+    assert not same(before, weights(model))
+    assert np.isfinite(
+        model.history_["train_loss_epoch" if "train_loss_epoch" in model.history_ else "train_loss"].to_numpy(
+            dtype=float
+        )
+    ).all()
