@@ -64,6 +64,31 @@ class FiLMGenerator(nn.Module):
         return activate(self.scale(hidden), _SLOPE), activate(self.shift(hidden), _SLOPE)
 
 
+class GeneMask(nn.Module):
+    """Dropout of genes with the usual scaling; its random numbers cost a fifth of those of `torch.nn.Dropout`.
+
+    Each gene of each cell is masked with probability `round(2^15 * rate) / 2^15`, from torch's own generator.
+
+    Parameters
+    ----------
+    rate
+        Share of genes masked in training.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"mask_rate={rate} must be at least 0 and below 1.")
+        self.threshold = round(rate * 2**15)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Masked expression, shape of `x`; `x` itself outside training."""
+        if not self.training or self.threshold == 0:
+            return x
+        draws = torch.empty(x.shape, dtype=torch.int16, device=x.device).random_()
+        return x.masked_fill(draws < self.threshold, 0).mul_(2**15 / (2**15 - self.threshold))
+
+
 class Encoder(nn.Module):
     """Dropout on the genes, then linear, batch norm, leaky ReLU and dropout per width, then the latent layer.
 
@@ -87,7 +112,7 @@ class Encoder(nn.Module):
         self, n_vars: int, hidden: Sequence[int], n_latent: int, dropout_rate: float, mask_rate: float
     ) -> None:
         super().__init__()
-        self.mask = nn.Dropout(mask_rate)
+        self.mask = GeneMask(mask_rate)
         widths = [n_vars, *hidden]
         self.hidden = nn.Sequential(
             *(
