@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -11,19 +9,16 @@ import pandas as pd
 import scvi
 import torch
 from scvi.data import AnnDataManager
-from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from multipert import _keys
 from multipert.data._checks import check_column, check_expression, check_genes, check_names
 from multipert.data._codec import ConditionCodec
 from multipert.data._conditions import Condition, close_matches
-from multipert.data._loaders import CellLoader
 from multipert.data._pairing import Pairing, paired_controls
 from multipert.data._rows import split_rows
 from multipert.data._store import CellStore
-from multipert.train._fit import append_history, check_train_kwargs, fit
-from multipert.train._plan import PerturbationTrainingPlan
+from multipert.train._fit import check_train_kwargs
 
 from . import _persistence
 from ._predict import ContextMeans, Predictor
@@ -31,6 +26,7 @@ from ._realise import Realise, check_realise
 from ._results import annotation, cells_to_anndata, means_to_anndata
 from ._setup import Setup
 from ._targets import Target, check_known, encode_targets, label_columns, read_targets
+from ._training import PREDICT_BATCH, checked_batch_size, fit_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,11 +37,6 @@ if TYPE_CHECKING:
 
     from ._module import PerturbationModule
     from ._tags import ModelTags
-
-logger = logging.getLogger(__name__)
-
-_TRAIN_DEFAULTS = {"lr": 1e-3, "batch_size": 64, "max_epochs": 100, "weight_decay": 0.0}
-_PREDICT_BATCH = 512
 
 
 class PerturbationModel(BaseModelClass):
@@ -315,55 +306,22 @@ class PerturbationModel(BaseModelClass):
             raise ValueError("early_stopping needs validation cells: mark some as 'val', or set train_size below 1.")
         if not self.is_trained_:
             self._start_module(seed)
-        store = self._training_store(adata)
-        conditions, codes = self._training_conditions(adata, train)
-        batch_size = _batch_size(batch_size, self._preset.get("batch_size", _TRAIN_DEFAULTS["batch_size"]))
-        in_order = CellLoader(store, train, max(batch_size, _PREDICT_BATCH))
-        device = parse_device_args(accelerator, devices, return_device="torch")[2]
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                self.module.train()
-                self.module.prepare(in_order)
-                for stage, pairing in enumerate(self.stages):
-                    rows, partners = self._stage_rows(adata, train, train, pairing, seed)
-                    val_rows, val_partners = self._stage_rows(adata, val, np.union1d(train, val), pairing, seed)
-                    loader = CellLoader(
-                        store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + stage
-                    )
-                    defaults = {**_TRAIN_DEFAULTS, **self._preset}
-                    plan = PerturbationTrainingPlan(
-                        self.module,
-                        lr=defaults["lr"] if lr is None else lr,
-                        weight_decay=defaults["weight_decay"] if weight_decay is None else weight_decay,
-                        **(plan_kwargs or {}),
-                    )
-                    history = fit(
-                        plan,
-                        loader,
-                        CellLoader(store, val_rows, batch_size, partners=val_partners) if len(val_rows) else None,
-                        max_epochs=self._epochs(max_epochs, len(loader)),
-                        accelerator=accelerator,
-                        devices=devices,
-                        precision=precision,
-                        early_stopping=early_stopping,
-                        **trainer_kwargs,
-                    )
-                    self.history_ = append_history(self.history_, history)
-                self.trained_conditions_ = conditions
-                self.trained_contexts_ = sorted(set(self._setup.contexts(adata)[train]))
-                self.module.to(device).eval()
-                with torch.no_grad():
-                    self.module.known_codes, self.module.known_doses = (
-                        torch.from_numpy(values).to(device)
-                        for values in encode_targets(conditions, self._codec, self._n_slots)
-                    )
-                    self.module.conclude(in_order)
-                    of_logarithms = not (self._setup.signed or self.tags.counts)
-                    if self.module.fits_correction and self.tags.output == "cell" and of_logarithms:
-                        self._fit_correction(in_order, codes)
-        finally:
-            self.module.eval()
+        fit_model(
+            self,
+            adata,
+            (train, val),
+            seed=seed,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            plan_kwargs=plan_kwargs or {},
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            early_stopping=early_stopping,
+            **trainer_kwargs,
+        )
         self.train_indices, self.validation_indices, self.test_indices = train, val, test
         self.is_trained_ = True
 
@@ -382,58 +340,11 @@ class PerturbationModel(BaseModelClass):
         columns.update({_keys.PERTURBATION: codes[inverse], _keys.DOSE: doses[inverse]})
         return CellStore(self._setup.expression(adata), columns)
 
-    def _training_conditions(self, adata: AnnData, train: np.ndarray) -> tuple[list[Condition], np.ndarray]:
-        """The conditions of the training cells, and each cell's position among them."""
-        conditions, inverse = self._setup.conditions(adata)
-        present = np.unique(inverse[train])
-        if not any(conditions[i] == () for i in present):
-            raise ValueError("No training cell is a control cell; mark control cells as 'train' in the split.")
-        if not any(conditions[i] for i in present):
-            raise ValueError("Every training cell is a control cell; mark perturbed cells as 'train' in the split.")
-        return [conditions[i] for i in present], np.searchsorted(present, inverse[train])
-
-    def _stage_rows(
-        self, adata: AnnData, rows: np.ndarray, pool: np.ndarray, pairing: Pairing, seed: int
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Cells of a pass, and their paired controls among the increasing rows of the pool."""
-        if pairing == "self":
-            return rows, None
-        partners = self._partners(adata, pool, seed)[np.searchsorted(pool, rows)]
-        partners = np.where(np.isin(partners, pool), partners, -1)
-        dropped = int((partners < 0).sum())
-        if dropped:
-            logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
-        return rows[partners >= 0], partners[partners >= 0]
-
     def _partners(self, adata: AnnData, rows: np.ndarray, seed: int) -> np.ndarray:
         if self._setup.pairing_key is not None:
             return self._setup.partners(adata, rows)
         contexts = pd.factorize(self._setup.contexts(adata))[0]
         return paired_controls(adata.obs_names, contexts, self._setup.is_control(adata), rows, seed=seed)
-
-    def _epochs(self, max_epochs: int | None, n_batches: int) -> int:
-        """The epochs asked for, the preset's, or as many as its number of updates takes."""
-        if max_epochs is not None:
-            return int(max_epochs)
-        if "n_updates" in self._preset and "max_epochs" not in self._preset:
-            return max(self._preset.get("min_epochs", 1), math.ceil(self._preset["n_updates"] / n_batches))
-        return self._preset.get("max_epochs", _TRAIN_DEFAULTS["max_epochs"])
-
-    def _fit_correction(self, loader: CellLoader, codes: np.ndarray) -> None:
-        """Ratio of observed to decoded mean of `expm1` per condition and gene, clipped to 0..5."""
-        module, device = self.module, self.module.device
-        sums = torch.zeros(2, len(self.trained_conditions_), self.summary_stats.n_vars, dtype=torch.float64)
-        start = 0
-        for batch in loader:
-            batch = {key: value.to(device) for key, value in batch.items()}
-            stop = start + len(batch[_keys.X])
-            here = torch.from_numpy(codes[start:stop])
-            decoded = module.counterfactual(batch)
-            for i, values in enumerate((batch[_keys.X], decoded.clamp(min=0))):
-                sums[i].index_add_(0, here, torch.expm1(values).double().cpu())
-            start = stop
-        ratio = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1e-300), torch.ones_like(sums[0]))
-        module.count_correction = ratio.clamp(0, 5).float().to(device)
 
     # ---------------------------------------------------------------- prediction
 
@@ -499,7 +410,7 @@ class PerturbationModel(BaseModelClass):
         check_realise(realise, self._setup.signed, self.tags.output)
         if returns not in ("cells", "mean"):
             raise ValueError(f"returns={returns!r} is unknown; known: 'cells', 'mean'.")
-        batch_size = _batch_size(batch_size, _PREDICT_BATCH)
+        batch_size = checked_batch_size(batch_size, PREDICT_BATCH)
         targets = read_targets(
             perturbation,
             dose,
@@ -775,7 +686,7 @@ class PerturbationModel(BaseModelClass):
             realise=realise,
             clip=not self._setup.signed if clip is None else clip,
             seed=seed,
-            batch_size=_batch_size(batch_size, _PREDICT_BATCH),
+            batch_size=checked_batch_size(batch_size, PREDICT_BATCH),
             contexts=contexts,
             means=means,
             counts=counts,
@@ -921,12 +832,6 @@ def _row_numbers(source: AnnData, indices: Sequence[int] | np.ndarray) -> np.nda
     if index.min() < -n_obs or index.max() >= n_obs:
         raise ValueError(f"indices must lie in 0..{n_obs - 1}; found {index.min()}..{index.max()}.")
     return index % n_obs
-
-
-def _batch_size(given: int | None, default: int) -> int:
-    if given is not None and given < 1:
-        raise ValueError(f"batch_size={given} must be at least 1.")
-    return default if given is None else given
 
 
 def _seed(seed: int | None) -> int:

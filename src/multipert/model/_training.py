@@ -1,0 +1,196 @@
+"""What `train` does once its arguments are checked: stages, then what is fitted in closed form."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scvi.model._utils import parse_device_args
+
+from multipert import _keys
+from multipert.data._loaders import CellLoader
+from multipert.train._fit import append_history, fit
+from multipert.train._plan import PerturbationTrainingPlan
+
+from ._targets import encode_targets
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from multipert.data._conditions import Condition
+    from multipert.data._pairing import Pairing
+
+    from ._base import PerturbationModel
+
+logger = logging.getLogger(__name__)
+
+PREDICT_BATCH = 512
+"""Cells per batch where no gradient is taken."""
+_DEFAULTS = {"lr": 1e-3, "batch_size": 64, "max_epochs": 100, "weight_decay": 0.0}
+_LARGEST_CORRECTION = 5
+
+
+def fit_model(
+    model: PerturbationModel,
+    adata: AnnData,
+    split: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int,
+    max_epochs: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    weight_decay: float | None,
+    plan_kwargs: dict[str, Any],
+    **trainer_kwargs: Any,
+) -> None:
+    """Run the stages of a model, then its `conclude`; hooks see training cells only.
+
+    Parameters
+    ----------
+    model
+        The model, its module made.
+    adata
+        The cells.
+    split
+        Row numbers of the training and of the validation cells.
+    seed
+        Seed of batches and dropout.
+    max_epochs
+        Epochs per stage; None takes the preset's.
+    batch_size
+        Cells per update; None takes the preset's.
+    lr
+        Learning rate; None takes the preset's.
+    weight_decay
+        L2 penalty; None takes the preset's.
+    plan_kwargs
+        Further arguments of the training plan.
+    trainer_kwargs
+        Arguments of scvi-tools' `Trainer`.
+    """
+    train, val = split
+    defaults = {**_DEFAULTS, **model._preset}
+    store = model._training_store(adata)
+    conditions, codes = _training_conditions(model, adata, train)
+    batch_size = checked_batch_size(batch_size, defaults["batch_size"])
+    in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
+    device = parse_device_args(trainer_kwargs["accelerator"], trainer_kwargs["devices"], return_device="torch")[2]
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model.module.train()
+            model.module.prepare(in_order)
+            for stage, pairing in enumerate(model.stages):
+                rows, partners = _stage_rows(model, adata, train, train, pairing, seed)
+                val_rows, val_partners = _stage_rows(model, adata, val, np.union1d(train, val), pairing, seed)
+                loader = CellLoader(
+                    store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + stage
+                )
+                plan = PerturbationTrainingPlan(
+                    model.module,
+                    lr=defaults["lr"] if lr is None else lr,
+                    weight_decay=defaults["weight_decay"] if weight_decay is None else weight_decay,
+                    **plan_kwargs,
+                )
+                history = fit(
+                    plan,
+                    loader,
+                    CellLoader(store, val_rows, batch_size, partners=val_partners) if len(val_rows) else None,
+                    max_epochs=_epochs(model, max_epochs, len(loader)),
+                    **trainer_kwargs,
+                )
+                model.history_ = append_history(model.history_, history)
+            model.trained_conditions_ = conditions
+            model.trained_contexts_ = sorted(set(model._setup.contexts(adata)[train]))
+            model.module.to(device).eval()
+            with torch.no_grad():
+                model.module.known_codes, model.module.known_doses = (
+                    torch.from_numpy(values).to(device)
+                    for values in encode_targets(conditions, model._codec, model._n_slots)
+                )
+                model.module.conclude(in_order)
+                of_logarithms = not (model._setup.signed or model.tags.counts)
+                if model.module.fits_correction and model.tags.output == "cell" and of_logarithms:
+                    _fit_correction(model, in_order, codes)
+    finally:
+        model.module.eval()
+
+
+def _training_conditions(
+    model: PerturbationModel, adata: AnnData, train: np.ndarray
+) -> tuple[list[Condition], np.ndarray]:
+    """The conditions of the training cells, and each cell's position among them."""
+    conditions, inverse = model._setup.conditions(adata)
+    present = np.unique(inverse[train])
+    if not any(conditions[i] == () for i in present):
+        raise ValueError("No training cell is a control cell; mark control cells as 'train' in the split.")
+    if not any(conditions[i] for i in present):
+        raise ValueError("Every training cell is a control cell; mark perturbed cells as 'train' in the split.")
+    return [conditions[i] for i in present], np.searchsorted(present, inverse[train])
+
+
+def _stage_rows(
+    model: PerturbationModel, adata: AnnData, rows: np.ndarray, pool: np.ndarray, pairing: Pairing, seed: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Cells of a pass, and their paired controls among the increasing rows of the pool."""
+    if pairing == "self":
+        return rows, None
+    partners = model._partners(adata, pool, seed)[np.searchsorted(pool, rows)]
+    partners = np.where(np.isin(partners, pool), partners, -1)
+    dropped = int((partners < 0).sum())
+    if dropped:
+        logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
+    return rows[partners >= 0], partners[partners >= 0]
+
+
+def _epochs(model: PerturbationModel, max_epochs: int | None, n_batches: int) -> int:
+    """The epochs asked for, the preset's, or as many as its number of updates takes."""
+    if max_epochs is not None:
+        return int(max_epochs)
+    if "n_updates" in model._preset and "max_epochs" not in model._preset:
+        return max(model._preset.get("min_epochs", 1), math.ceil(model._preset["n_updates"] / n_batches))
+    return model._preset.get("max_epochs", _DEFAULTS["max_epochs"])
+
+
+def _fit_correction(model: PerturbationModel, loader: CellLoader, codes: np.ndarray) -> None:
+    """Ratio of observed to decoded mean of `expm1` per condition and gene, clipped."""
+    module, device = model.module, model.module.device
+    sums = torch.zeros(2, len(model.trained_conditions_), model.summary_stats.n_vars, dtype=torch.float64)
+    start = 0
+    for batch in loader:
+        batch = {key: value.to(device) for key, value in batch.items()}
+        stop = start + len(batch[_keys.X])
+        here = torch.from_numpy(codes[start:stop])
+        decoded = module.counterfactual(batch)
+        for i, values in enumerate((batch[_keys.X], decoded.clamp(min=0))):
+            sums[i].index_add_(0, here, torch.expm1(values).double().cpu())
+        start = stop
+    ratio = torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1e-300), torch.ones_like(sums[0]))
+    module.count_correction = ratio.clamp(0, _LARGEST_CORRECTION).float().to(device)
+
+
+def checked_batch_size(given: int | None, default: int) -> int:
+    """A batch size of at least 1.
+
+    Parameters
+    ----------
+    given
+        What the user gave.
+    default
+        What holds where nothing was given.
+
+    Returns
+    -------
+    The batch size.
+
+    Raises
+    ------
+    ValueError
+        If it is below 1.
+    """
+    if given is not None and given < 1:
+        raise ValueError(f"batch_size={given} must be at least 1.")
+    return default if given is None else given
