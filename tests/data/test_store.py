@@ -76,6 +76,7 @@ def test_blocks_cover_the_rows_in_order(kind, rows, block_bytes, tmp_path):
     numbers, blocks = zip(*row_blocks(KINDS[kind](tmp_path), rows, block_bytes), strict=True)
     wanted = np.arange(40) if rows is None else rows
     np.testing.assert_array_equal(np.concatenate(numbers), wanted)
+    assert all(isinstance(block, np.ndarray) or block.format == "csr" for block in blocks)
     dense = [block.toarray() if sparse.issparse(block) else np.asarray(block) for block in blocks]
     np.testing.assert_array_equal(np.concatenate(dense).astype(np.float32), X[wanted])
     assert (len(blocks) == len(wanted)) == (block_bytes == 1)

@@ -381,6 +381,16 @@ def test_given_partners_are_used(adata, toys):
     assert all(partner == (cell if is_control[cell] else adata.obs.loc[cell, "partner"]) for cell, partner in pairs)
 
 
+def test_given_partners_that_are_test_cells_are_not_used(adata, toys):
+    held_out = adata.obs_names[adata.obs["perturbation"] == "control"][::3]
+    adata.obs.loc[held_out, "split"] = "test"
+    setup = {"context_key": "context", "pairing_key": "partner"}
+    model = toys.trained(toys.RandomNet, adata, setup=setup, split_key="split", batch_size=10)
+    pairs = partners(model)
+    assert len({cell for cell, _ in pairs}) > 40
+    assert not {partner for _, partner in pairs} & set(held_out)
+
+
 def test_signed_data_are_not_clipped(adata, toys):
     adata.X = adata.X.toarray() - 1
     with pytest.raises(ValueError, match="signed=True"):

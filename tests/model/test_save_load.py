@@ -254,6 +254,7 @@ def everywhere(key, value):
 
 TAMPERED = {
     "a wide network": argument("n_hidden", 10**9),
+    "a network that would fit": argument("n_hidden", 10**7),
     "a wider network": argument("n_hidden", 10**18),
     "a width beyond int64": argument("n_hidden", 10**30),
     "a wide latent layer": argument("n_latent", 10**9),
