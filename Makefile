@@ -19,7 +19,7 @@ SOURCES := pyproject.toml constraints.txt
 # Two workers of one thread each use two cores better than one process of two threads: most tests are too small to be
 # parallel inside. A file stays with one worker, so that its fixtures are built once: with `worksteal` the suite took
 # 88 s of CPU, with `loadfile` 68 s.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # pip's report in a few lines: its errors go to the other stream and are shown whole.
 PROGRESS := awk '/^Collecting/ && ++n % 25 == 0 { print "  " n " packages found" } \

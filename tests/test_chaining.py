@@ -27,8 +27,8 @@ def _torch_threads():
 
 @pytest.fixture(scope="module")
 def fitted():
-    """Every second cell of the small screen, annotated by a briefly trained MTAe and by ContextShift; both models."""
-    adata = mp.datasets.screen("small")[::2].copy()
+    """The small screen, annotated as means and as counts by a briefly trained MTAe and by ContextShift; both models."""
+    adata = mp.datasets.screen("small")
     adata.obs["split"] = mp.splits.context_transfer(adata, HELD_OUT)
     models = {}
     for cls, arguments in ((mp.model.MTAe, {"max_epochs": 15, "lr": 2e-3}), (mp.model.ContextShift, {})):
@@ -36,6 +36,7 @@ def fitted():
         model = cls(adata)
         model.train(split_key="split", seed=0, enable_progress_bar=False, accelerator="cpu", **arguments)
         model.annotate()
+        model.annotate(realise="counts", key=f"{cls.__name__}_counts", latent=False)
         models[cls.__name__] = model
     return adata, models
 
@@ -97,16 +98,15 @@ def test_scanpy_neighbours_in_the_latent_representation(annotated):
 
 
 @pytest.mark.parametrize("name", ["MTAe", "ContextShift"])
-def test_rank_genes_groups_of_the_predicted_layer_finds_the_observed_genes(held_out, name):
+def test_rank_genes_groups_of_predicted_counts_finds_the_observed_genes(held_out, name):
     observed = {p: set(top_genes(held_out, p)) for p in PERTURBATIONS}
-    predicted = {p: set(top_genes(held_out, p, layer=f"{name}_predicted")) for p in PERTURBATIONS}
-    shared = pd.DataFrame([[len(predicted[p] & observed[q]) for q in PERTURBATIONS] for p in PERTURBATIONS])
+    predicted = {p: set(top_genes(held_out, p, layer=f"{name}_counts_predicted")) for p in PERTURBATIONS}
+    shared = np.array([[len(predicted[p] & observed[q]) for q in PERTURBATIONS] for p in PERTURBATIONS])
     chance = N_TOP**2 / held_out.n_vars
-    own = np.diag(shared)
-    assert own.min() >= 4 * chance
-    assert own.mean() >= 6 * chance
+    assert np.diag(shared).min() >= 4 * chance
+    assert np.diag(shared).mean() >= 8 * chance
     # and those of its own perturbation, not of any
-    assert (shared.to_numpy().argmax(axis=1) == np.arange(len(PERTURBATIONS))).all()
+    assert shared.argmax(axis=1).tolist() == list(range(len(PERTURBATIONS)))
 
 
 def test_rank_genes_groups_directions_follow_the_observed_change(held_out):
@@ -124,15 +124,18 @@ def test_rank_genes_groups_directions_follow_the_observed_change(held_out):
         assert (predicted[strongest] > 0).mean() >= 0.8
 
 
-@pytest.mark.parametrize("metric", ["edistance", "euclidean", "mse"])
-def test_pertpy_distance_of_predicted_to_observed_is_below_that_of_control(held_out, metric):
+@pytest.mark.parametrize("metric", ["edistance", "mse"])
+def test_pertpy_distance_of_predicted_to_observed_is_below_that_of_control(annotated, held_out, metric):
     pertpy = pytest.importorskip("pertpy", reason="needs the extra pertpy", exc_type=ImportError)
     distance = pertpy.tools.Distance(metric)
-    for p in PERTURBATIONS:
-        observed = cells(held_out, p)
-        assert distance(cells(held_out, p, "ContextShift_predicted"), observed) < distance(
-            cells(held_out, "control"), observed
-        )
+
+    def distances(here, layer, of):
+        return np.array([distance(cells(here, of or p, layer), cells(here, p)) for p in PERTURBATIONS])
+
+    trained = annotated[(annotated.obs["context"] == "context_2").to_numpy()]
+    layer = "ContextShift_predicted"
+    assert (distances(trained, layer, None) < 0.75 * distances(trained, None, "control")).all()
+    assert distances(held_out, layer, None).sum() < 0.8 * distances(held_out, None, "control").sum()
 
 
 def test_pertpy_distance_reads_the_layer(held_out):
@@ -150,11 +153,12 @@ def test_pertpy_distance_reads_the_layer(held_out):
     assert not np.allclose(table["MTAe_predicted"], table["observed"])
 
 
-def test_pertpy_finds_the_nearest_prediction_of_each_observed_perturbation(held_out):
+@pytest.mark.parametrize("name", ["MTAe", "ContextShift"])
+def test_pertpy_finds_the_nearest_prediction_of_each_observed_perturbation(held_out, name):
     pertpy = pytest.importorskip("pertpy", reason="needs the extra pertpy", exc_type=ImportError)
     distance = pertpy.tools.Distance("edistance")
     for p in PERTURBATIONS:
-        to = {q: distance(cells(held_out, q, "ContextShift_predicted"), cells(held_out, p)) for q in PERTURBATIONS}
+        to = {q: distance(cells(held_out, q, f"{name}_predicted"), cells(held_out, p)) for q in PERTURBATIONS}
         assert min(to, key=to.get) == p
 
 

@@ -15,7 +15,7 @@ FIELDS = ("mean", "variance", "mean_expm1")
 
 
 def measure(x, condition, context=None, *, rows=None, batch_size=4):
-    columns = {"condition": np.asarray(condition, dtype=np.int64)}
+    columns: dict[str, np.ndarray] = {"condition": np.asarray(condition, dtype=np.int64)}
     if context is not None:
         columns[_keys.CONTEXT] = np.asarray(context, dtype=np.int32)[:, None]
     rows = np.arange(len(x)) if rows is None else rows

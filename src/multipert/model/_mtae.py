@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+_MOST_LAYERS = 64
+
 
 class MultiTaskModule(PerturbationModule):
     """FiLM autoencoder: `x_hat = decoder(encoder(x), c)` with `c` the one-hot condition, control first.
@@ -169,7 +171,9 @@ class MTAe(PerturbationModel):
         film_hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        width = self._value("n_hidden", n_hidden)
+        width, depth = self._value("n_hidden", n_hidden), self._value("n_layers", n_layers)
+        if not 1 <= depth <= _MOST_LAYERS:
+            raise ValueError(f"n_layers={depth} must lie in 1..{_MOST_LAYERS}.")
         hidden = (width,) * self._value("n_layers", n_layers) if isinstance(width, Integral) else tuple(width)
         if not hidden:
             raise ValueError("n_hidden and n_layers give no hidden layer, so no layer would be modulated; give one.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -99,18 +100,19 @@ class TwoFactorModule(ShiftModule):
         design[torch.arange(len(context)), len(contexts) + means.condition] = 1
         free = [i for i in range(design.shape[1]) if i != len(contexts) + self.control_position]
         design = design[:, free]
-        if torch.linalg.matrix_rank(design) < design.shape[1]:
+        root = (means.n_cells.double() if self.weights == "cells" else torch.ones(len(context))).sqrt()[:, None]
+        # numpy: torch's least squares depends, in the last bits, on where the arrays happen to lie in memory
+        solution, _, rank, _ = np.linalg.lstsq((root * design).numpy(), (root * means.mean).numpy(), rcond=None)
+        if rank < design.shape[1]:
             raise ValueError(
                 f"The {len(contexts)} contexts and {n_conditions} conditions of the training cells fall into groups "
                 "without a condition in common, so estimator='additive_ols' has no unique solution; use "
                 "'additive_control', or keep one connected group."
             )
-        root = (
-            (means.n_cells.double() if self.weights == "cells" else torch.ones(len(context))).double().sqrt()[:, None]
-        )
-        solution = torch.linalg.lstsq(root * design, root * means.mean).solution[len(contexts) :]
         table = torch.zeros(n_conditions, means.mean.shape[1], dtype=torch.float64)
-        table[[i for i in range(n_conditions) if i != self.control_position]] = solution
+        table[[i for i in range(n_conditions) if i != self.control_position]] = torch.from_numpy(
+            solution[len(contexts) :]
+        )
         return table
 
     def condition_shift(self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors) -> torch.Tensor:

@@ -79,7 +79,7 @@ class GeneMask(nn.Module):
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"mask_rate={rate} must be at least 0 and below 1.")
-        self.threshold = round(rate * 2**15)
+        self.threshold = min(round(rate * 2**15), 2**15 - 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Masked expression, shape of `x`; `x` itself outside training."""
