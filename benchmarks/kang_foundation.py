@@ -62,7 +62,6 @@ def main(name: str) -> int:
     RESULTS.mkdir(exist_ok=True)
     table.to_csv(RESULTS / f"kang_foundation_{name}.csv", index=False, float_format="%.4f")
     means = table.groupby(["model", "realise"], sort=False).mean(numeric_only=True).round(3)
-    means.to_csv(RESULTS / f"kang_foundation_{name}_mean.csv", float_format="%.3f")
     print(f"\nMean over the seven held-out cell types of {name}\n{means.to_string()}")
     return 0
 
