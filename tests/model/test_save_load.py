@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from scvi.data import AnnDataManager
+from scvi.model.base import BaseModelClass
 
 from multipert.model import ContextShift, ModelFileError, MTAe, TwoFactor
 from multipert.model._files import CorruptModelFileError, TensorMismatchError, WrongModelClassError
@@ -108,6 +109,17 @@ def test_nothing_is_unpickled(mtae, tmp_path, monkeypatch):
     for target in ("torch.load", "pickle.load", "pickle.loads", "pickle.Unpickler"):
         monkeypatch.setattr(target, refuse)
     load(MTAe, tmp_path)
+
+
+def test_a_pickle_of_scvi_tools_is_read_only_when_trusted(model, tmp_path, toys):
+    BaseModelClass.save(model, tmp_path, overwrite=True)
+    cls, adata = type(model), toys.screen()
+    with pytest.raises(FileNotFoundError, match="trusted=True"):
+        cls.load(tmp_path, adata)
+    loaded = cls.load(tmp_path, adata, trusted=True)
+    np.testing.assert_array_equal(loaded.predict(returns="mean").X, model.predict(returns="mean").X)
+    if model.tags.output == "cell" and model.module.count_correction is not None:
+        assert torch.equal(loaded.module.count_correction, model.module.count_correction)
 
 
 def test_history_goes_on_after_loading(mtae, saved, toys):

@@ -40,6 +40,13 @@ class PerturbationModule(BaseModuleClass):
         for name in self.fitted:
             self.register_buffer(name, None)
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Give fitted buffers the shape that they have in the state."""
+        for name in self.fitted:
+            if f"{prefix}{name}" in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"], device=self.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def lookup(self, tensors: Tensors) -> torch.Tensor:
         """Find the condition of each cell among the trained ones.
 

@@ -112,8 +112,6 @@ def load(
     fitted = {name: spec for name, spec in header.tensors.items() if name in module.fitted}
     target = parse_device_args(accelerator, device, return_device="torch", validate_single_device=True)[2]
     tensors = read_tensors(dir_path, header, prefix=prefix, expected={**needed, **fitted}, device=target)
-    for name in fitted:
-        setattr(module, name, tensors[name])
     module.load_state_dict(tensors, assign=True)
     module.eval()
     for name, value in attributes.items():
