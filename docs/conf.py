@@ -1,7 +1,6 @@
 """Configuration of the documentation, built by `make docs`."""
 
 import builtins
-import logging
 import os
 import shutil
 import sys
@@ -29,8 +28,6 @@ extensions = [
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-# A group of pages such as `models/*` may be empty; the warning has no type by which `suppress_warnings` could name it.
-logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: getattr(r, "subtype", "") != "empty_glob")
 
 # Single backticks in docstrings hold code.
 default_role = "literal"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from multipert._jobs._job import Job, Result
 
-# Set before torch is imported: its idle threads give up the core soon instead of spinning, which on a machine that does
-# other work too is twenty times faster for networks of this size, and on an idle one costs nothing.
+# Set before torch is imported: its idle threads give up the core soon instead of spinning, which leaves it to others on a
+# machine that does other work too and makes no difference to the time on an idle one.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 app = typer.Typer(

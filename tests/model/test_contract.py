@@ -1,7 +1,6 @@
 """Every model of the package passes every shared check."""
 
 import inspect
-import time
 
 import pytest
 
@@ -22,10 +21,8 @@ MODELS = [
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request):
-    """One trained model, shared by its checks, which together take less than ten seconds of one core."""
-    start = time.thread_time()
-    yield Case(getattr(multipert.model, request.param))
-    assert time.thread_time() - start < 10
+    """One trained model, shared by its checks."""
+    return Case(getattr(multipert.model, request.param))
 
 
 @pytest.mark.parametrize("check", CHECKS)
