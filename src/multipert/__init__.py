@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from . import data, datasets, metrics, model, nn, splits, testing, train
+    from . import benchmark, data, datasets, metrics, model, nn, pl, pp, splits, testing, train
 
 __version__ = _version("multipert")
-__all__ = ["__version__", "data", "datasets", "metrics", "model", "nn", "splits", "testing", "train"]
+__all__ = [
+    "__version__",
+    "benchmark",
+    "data",
+    "datasets",
+    "metrics",
+    "model",
+    "nn",
+    "pl",
+    "pp",
+    "splits",
+    "testing",
+    "train",
+]
 
 
 def __getattr__(name: str) -> "ModuleType":

@@ -12,6 +12,10 @@ from scipy import sparse
 from multipert import metrics
 from multipert.metrics import METRICS, PRESETS, evaluate
 
+GROUP_METRICS = [
+    name for name in dict.fromkeys([*PRESETS["default"], *PRESETS["thesis-joint"]]) if not METRICS[name].by_context
+]
+BASIC = ["no_change", "mean_shift", "ceiling"]
 KANG = Path(__file__).parents[3] / "shared" / "data" / "kang18_scgen_valid.h5ad"
 
 
@@ -42,7 +46,8 @@ def case(screen):
         "observed": observed,
         "control": control,
         "training": training,
-        "metrics": list(METRICS),
+        "metrics": GROUP_METRICS,
+        "references": BASIC,
     }
 
 
@@ -53,10 +58,11 @@ def values(frame, predictor="prediction"):
 def test_frame_is_tidy(case):
     frame = evaluate(**case)
     assert list(frame) == [
-        *("perturbation", "context", "predictor", "metric", "value", "n_predicted", "n_observed", "n_control")
+        *("perturbation", "context", "predictor", "metric", "value", "calibrated"),
+        *("n_predicted", "n_observed", "n_control", "n_competitors"),
     ]
     assert list(frame["predictor"].unique()) == ["prediction", "no_change", "mean_shift", "ceiling"]
-    assert len(frame) == 4 * len(METRICS)
+    assert len(frame) == 4 * len(GROUP_METRICS)
     assert frame["value"].dtype == float
     assert set(frame["perturbation"]) == {"A"}
     assert set(frame["context"]) == {"z"}
@@ -68,7 +74,7 @@ def test_frame_is_tidy(case):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_list_known_metrics(preset, case):
-    frame = evaluate(**case | {"metrics": None}, preset=preset)
+    frame = evaluate(**case | {"metrics": None, "references": ["no_change"]}, preset=preset)
     assert tuple(values(frame).index) == PRESETS[preset]
     assert set(PRESETS[preset]) <= set(METRICS)
 
@@ -111,6 +117,10 @@ def test_distances_follow_their_definition(case):
     edistance, mean_distance = restated_distances(p, o, c, [p, o, c])
     assert found["edistance_ratio_joint"] == pytest.approx(edistance, rel=1e-8)
     assert found["mean_distance_ratio_joint"] == pytest.approx(mean_distance, rel=1e-8)
+    training = case["training"].X.astype(float)
+    assert found["edistance_ratio"] == pytest.approx(restated_distances(p, o, c, [training])[0], rel=1e-8)
+    with pytest.warns(UserWarning, match="mean_shift"):
+        found = values(evaluate(**case | {"training": None}))
     assert found["edistance_ratio"] == pytest.approx(restated_distances(p, o, c, [o, c])[0], rel=1e-8)
 
 
@@ -160,7 +170,7 @@ def test_perfect_prediction(case):
     # both bootstraps draw the same cells
     for name in (n for n in found.index if n.startswith("r2") or n in ("pearson_delta", "cosine_logfc")):
         assert found[name] == pytest.approx(1), name
-    for name in ("rmse", "edistance_ratio", "edistance_ratio_joint", "mean_distance_ratio_joint", "low_variance_share"):
+    for name in (n for n in found.index if "distance" in n or n in ("rmse", "low_variance_share")):
         assert found[name] == pytest.approx(0, abs=1e-6), name
     assert found["de_overlap_up"] + found["de_overlap_down"] == found["de_overlap_absolute"] == 60
 
@@ -171,6 +181,9 @@ def test_prediction_of_the_control_is_no_change(case):
     frame = evaluate(**case | {"predicted": predicted})
     found = values(frame)
     pd.testing.assert_series_equal(found, values(frame, "no_change"))
+    pd.testing.assert_series_equal(
+        *(frame[frame["predictor"] == name].set_index("metric")["calibrated"] for name in ("prediction", "no_change"))
+    )
     for name in ("edistance_ratio", "edistance_ratio_joint", "mean_distance_ratio_joint"):
         assert found[name] == pytest.approx(1)
     assert np.isnan(found["pearson_delta"])
@@ -253,10 +266,11 @@ def test_ceiling_is_the_mean_over_halves_of_the_observed(case):
         order = np.random.default_rng([4, repeat]).permutation(len(observed))
         half, other = observed[order[: len(order) // 2]], observed[order[len(order) // 2 :]]
         deltas.append(metrics.pearson_delta(half, other, control))
-        energies.append(restated_distances(half, other, control, [observed, control])[0])
+        fitted = ([case["training"].X], [observed, control])
+        energies.append([restated_distances(half, other, control, of)[0] for of in fitted])
     assert found["pearson_delta"] == pytest.approx(np.mean(deltas))
-    assert found["edistance_ratio"] == pytest.approx(np.mean(energies), rel=1e-5)
-    assert found["edistance_ratio_joint"] == pytest.approx(np.mean(energies), rel=1e-5)
+    names = ["edistance_ratio", "edistance_ratio_joint"]
+    np.testing.assert_allclose(found[names], np.mean(energies, axis=0), rtol=1e-5)
 
 
 def test_ceiling_of_equal_cells_is_perfect(case):
@@ -324,7 +338,9 @@ def test_groups_use_their_own_cells(screen, case):
     observed, control = screen[~is_control(screen)], screen[is_control(screen)]
     predicted = observed.copy()
     predicted.X = predicted.X * 1.3
-    together = evaluate(predicted, observed, control, training=screen, metrics=["rmse", "pearson_delta"])
+    together = evaluate(
+        predicted, observed, control, training=screen, metrics=["rmse", "pearson_delta"], references=BASIC
+    )
     assert len(together) == 8 * 4 * 2
     for (perturbation, context), frame in together.groupby(["perturbation", "context"]):
         own = (screen.obs["context"] == context).to_numpy()
@@ -336,6 +352,7 @@ def test_groups_use_their_own_cells(screen, case):
             *(prediction, alone, screen[own & is_control(screen)]),
             training=screen,
             metrics=["rmse", "pearson_delta"],
+            references=BASIC,
         )
         pd.testing.assert_frame_equal(frame.reset_index(drop=True), expected)
 
@@ -352,7 +369,7 @@ def test_several_context_columns(screen):
     screen.obs["donor"] = np.where(np.arange(screen.n_obs) % 2, "d1", "d2")
     observed, control = screen[~is_control(screen)], screen[is_control(screen)]
     by = ("perturbation", "context", "donor")
-    frame = evaluate(observed, observed, control, by, metrics=["rmse"], training=screen)
+    frame = evaluate(observed, observed, control, by, metrics=["rmse"], training=screen, references=BASIC)
     assert len(frame) == 2 * 4 * 2 * 4
     of_group = (control.obs["context"] == "x") & (control.obs["donor"] == "d1")
     assert set(frame.query("context == 'x' and donor == 'd1'")["n_control"]) == {of_group.sum()}
@@ -362,7 +379,7 @@ def test_labels_of_combinations_are_one_condition(screen):
     observed, control, training = held_out(screen, "B+A")
     predicted = as_prediction(control, " A + B")
     training.obs["perturbation"] = training.obs["perturbation"].replace("B+A", "A+control+B")
-    frame = evaluate(predicted, observed, control, training=training)
+    frame = evaluate(predicted, observed, control, training=training, metrics=GROUP_METRICS)
     assert set(frame["perturbation"]) == {"A+B"}
     assert values(frame, "mean_shift").notna().all()
     with pytest.raises(ValueError, match="share no group: predicted A \\+ B, z, observed B\\+A, z"):
@@ -441,10 +458,12 @@ def test_bad_input_names_the_argument(case, name):
 
 
 def test_unknown_names_raise(case):
-    with pytest.raises(ValueError, match="`preset` is 'best'; it must be one of default, thesis-joint"):
+    with pytest.raises(ValueError, match="`preset` is 'best'; it must be one of default, thesis, thesis-joint"):
         evaluate(**case | {"metrics": None}, preset="best")
-    with pytest.raises(ValueError, match="names among rmse, r2"):
+    with pytest.raises(ValueError, match="`metrics` names 'rsme', which is not in METRICS; did you mean 'rmse'"):
         evaluate(**case | {"metrics": ["rsme"]})
+    with pytest.raises(ValueError, match="`references` is .*'mean'.*names among no_change"):
+        evaluate(**case | {"references": ["mean"]})
     with pytest.raises(ValueError, match="must be a list of names"):
         evaluate(**case | {"metrics": "rmse"})
     case["predicted"].obs["perturbation"] = "Q"
@@ -459,7 +478,7 @@ def test_mean_shift_beats_no_change_and_ceiling_beats_mean_shift(case):
 
 
 def test_import_is_light():
-    heavy = "torch", "scvi", "scanpy", "pertpy", "anndata"
+    heavy = "torch", "scvi", "scanpy", "pertpy", "anndata", "numba", "sklearn", "ot"
     code = f"import sys, multipert.metrics; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

@@ -16,11 +16,11 @@ from multipert import _keys
 from multipert._jobs._job import Job, Result
 from multipert._jobs._preprocess import InputError, input_errors, is_counts, normalise, top_genes
 from multipert.data._conditions import close_matches, parse_condition
-from multipert.metrics import PRESETS, evaluate
+from multipert.metrics import PRESETS, calibrate, evaluate
 from multipert.model._realise import check_realise, size_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from anndata import AnnData
@@ -96,7 +96,7 @@ def execute(job: Job, adata: AnnData, step: Step) -> Result:
         predicted = _predict(model, job, targets, job.realise)
     observed, control, training = _groups(job, adata)
     with step(f"Scoring {job.model}"):
-        scores = [_score(job, predicted, observed, control, training, notes)]
+        scores = [_score(job, predicted, observed, control, training, notes, _WITHOUT_MODEL)]
     means = {job.model: _means(job, predicted)}
     for name in REFERENCES:
         if name != job.model:
@@ -263,7 +263,13 @@ def _groups(job: Job, adata: AnnData) -> tuple[AnnData, AnnData, AnnData]:
 
 
 def _score(
-    job: Job, predicted: AnnData, observed: AnnData, control: AnnData, training: AnnData, notes: list[str]
+    job: Job,
+    predicted: AnnData,
+    observed: AnnData,
+    control: AnnData,
+    training: AnnData,
+    notes: list[str],
+    references: Sequence[str] = (),
 ) -> pd.DataFrame:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
@@ -275,6 +281,7 @@ def _score(
             by=[job.perturbation_key, job.context_key],
             metrics=_METRICS,
             training=training,
+            references=references,
             layer=job.setup.layer,
             control_label=job.control,
             delimiter=job.delimiter,
@@ -321,7 +328,7 @@ def _joined(scores: list[pd.DataFrame], name: str) -> pd.DataFrame:
     with_model = first["predictor"] == "prediction"
     named = first[with_model].replace({"predictor": {"prediction": name}})
     references = first[first["predictor"].isin(_WITHOUT_MODEL)]
-    return pd.concat([named, *others, references], ignore_index=True)
+    return calibrate(pd.concat([named, *others, references], ignore_index=True))
 
 
 @contextmanager

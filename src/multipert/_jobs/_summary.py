@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 
-from multipert.metrics import PRESETS
+from multipert.metrics import METRICS, PRESETS
 from multipert.metrics._delta import FLOAT32_RESOLUTION
 from multipert.metrics._error import correlation
 
@@ -27,35 +27,11 @@ MEASURES: Final = {
     "de_overlap_absolute": "the 100 most changed genes",
 }
 """What the verdict looks at."""
-MEANING: Final = {
-    "rmse": "error of the mean expression",
-    "r2": "share of the spread of the mean expression explained",
-    "r2_pearson": "squared correlation of the mean expression; the baseline expression dominates it",
-    "r2_pearson_bootstrap": "as r2_pearson, mean over 100 draws of 80 % of the cells",
-    "r2_pearson_bootstrap_top20": "as r2_pearson_bootstrap, over the 20 most up-regulated genes",
-    "r2_pearson_bootstrap_top100": "as r2_pearson_bootstrap, over the 100 most up-regulated genes",
-    "pearson_delta": "correlation of the change from control",
-    "cosine_logfc": "cosine of the log fold change from control",
-    "edistance_ratio": "energy distance to the observed cells over that of the control cells",
-    "edistance_ratio_joint": "as edistance_ratio, in principal components that see the prediction too",
-    "mean_distance_ratio_joint": "distance of the mean over that of the control mean, in the same components",
-    "de_overlap_absolute": "genes shared among the 100 most changed",
-    "de_overlap_up": "genes shared among the 100 most raised",
-    "de_overlap_down": "genes shared among the 100 most lowered",
-    "low_variance_share": "share of genes with under a tenth of the observed variance",
+MEANING: Final = {name: metric.meaning for name, metric in METRICS.items()} | {
     "rmse_to_truth": "error of the mean expression",
     "pearson_delta_to_truth": "correlation of the change from control",
 }
-LOWER_IS_BETTER: Final = frozenset(
-    {
-        "rmse",
-        "edistance_ratio",
-        "edistance_ratio_joint",
-        "mean_distance_ratio_joint",
-        "low_variance_share",
-        "rmse_to_truth",
-    }
-)
+LOWER_IS_BETTER: Final = frozenset({name for name, metric in METRICS.items() if metric.better == "lower"} | {"rmse_to_truth"})
 
 
 def is_better(metric: str, value: float, other: float) -> bool:

@@ -3,38 +3,141 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from ._de import wilcoxon
+from ._de import Direction, _top_genes, de_genes, welch_t, wilcoxon
 from ._distribution import Basis, edistance, fit_basis
 from ._error import correlation
+from ._genes import large_effect_genes
+from ._retrieval import DERetrieval, retrieve_de
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from ._cells import Cells
+
+    Group: TypeAlias = tuple[Cells, np.ndarray]
 
 N_DRAWS = 100
 DRAWN_SHARE = 0.8
+N_DE_GENES = 100
+N_OBSERVED_COMPONENTS = 256
+MAX_BASIS_CELLS = 2500
+
+
+class Bases:
+    """Principal components that distances are measured in, fitted once for all groups and never on a prediction.
+
+    Parameters
+    ----------
+    training
+        Training cells: groups, each as the matrix that holds it and its rows there.
+    observed
+        Control and observed cells, likewise.
+    seed
+        Of the choice of cells where there are more than `MAX_BASIS_CELLS`.
+    """
+
+    def __init__(self, training: list[Group], observed: list[Group], seed: int = 0) -> None:
+        self._training, self._observed, self._seed = training, observed, seed
+
+    @cached_property
+    def training(self) -> Basis:
+        """50 components of the training cells."""
+        return fit_basis(*_sample(self._training, self._seed))
+
+    @cached_property
+    def observed(self) -> Basis:
+        """256 components of control and observed cells."""
+        return fit_basis(*_sample(self._observed, self._seed), n_components=N_OBSERVED_COMPONENTS)
+
+
+def _sample(groups: list[Group], seed: int) -> list[Cells]:
+    """At most `MAX_BASIS_CELLS` cells, as evenly from the groups as their sizes allow."""
+    sizes = np.array([len(rows) for _, rows in groups])
+    if sizes.sum() <= MAX_BASIS_CELLS:
+        return [cells[rows] for cells, rows in groups]
+    rng = np.random.default_rng([seed, len(groups)])
+    # the largest quota that fits, then groups in random order take what is left
+    quotas = np.arange(sizes.max() + 1)
+    totals = np.minimum(sizes[:, None], quotas[None, :]).sum(axis=0)
+    quota = int(np.flatnonzero(totals <= MAX_BASIS_CELLS)[-1])
+    taken = np.minimum(sizes, quota)
+    larger = rng.permutation(np.flatnonzero(sizes > quota))[: MAX_BASIS_CELLS - totals[quota]]
+    taken[larger] += 1
+    return [
+        cells[np.sort(rng.choice(rows, n, replace=False))] for (cells, rows), n in zip(groups, taken, strict=True) if n
+    ]
 
 
 class Truth:
-    """Observed cells, the control cells of their context, and what all predictors are measured with."""
+    """Observed cells, the control cells of their context, and what all predictors are measured with.
 
-    def __init__(self, observed: Cells, control: Cells, seed: int = 0, whole: Truth | None = None) -> None:
-        self.observed, self.control, self.seed = observed, control, seed
-        self.whole = whole
-        """The truth of which this is one half, the other being the prediction; None if this is no half."""
+    Parameters
+    ----------
+    observed
+        Perturbed cells that were measured.
+    control
+        Control cells of the same context.
+    seed
+        Of the draws.
+    bases
+        Spaces of the distances, the same for all groups; None fits them on control and observed cells.
+    centroid
+        Mean over the training perturbations of the context of their mean vectors, if there are any.
+    target_genes
+        Positions of the perturbation's own genes.
+    whole
+        The truth of which this is one half, the other being the prediction; None if this is no half.
+    """
+
+    def __init__(
+        self,
+        observed: Cells,
+        control: Cells,
+        seed: int = 0,
+        *,
+        bases: Bases | None = None,
+        centroid: np.ndarray | None = None,
+        target_genes: np.ndarray | None = None,
+        whole: Truth | None = None,
+    ) -> None:
+        self.observed, self.control, self.seed, self.whole = observed, control, seed, whole
+        self.centroid, self.target_genes = centroid, target_genes
+        if bases is None:
+            groups = [(cells, np.arange(len(cells))) for cells in (control, observed)]
+            bases = Bases(groups, groups, seed)
+        self.bases = bases
+
+    def half(self, observed: Cells) -> Truth:
+        """The truth of some of the observed cells, measured as the whole is."""
+        return Truth(
+            observed,
+            self.control,
+            self.seed,
+            bases=self.bases,
+            centroid=self.centroid,
+            target_genes=self.target_genes,
+            whole=self,
+        )
 
     @cached_property
-    def basis(self) -> Basis:
-        """Principal components of control and observed cells, untouched by any prediction."""
-        return fit_basis(self.control, self.observed) if self.whole is None else self.whole.basis
+    def joint_basis(self) -> Basis:
+        """Principal components of control and observed cells of this group alone."""
+        return fit_basis(self.control, self.observed)
 
     @cached_property
     def scores(self) -> tuple[Cells, Cells]:
         """Observed and control cells in the basis."""
-        return self.basis.project(self.observed), self.basis.project(self.control)
+        project = self.bases.training.project
+        return project(self.observed), project(self.control) if self.whole is None else self.whole.scores[1]
+
+    @cached_property
+    def observed_components(self) -> Cells:
+        """Observed cells in the components of control and observed cells."""
+        return self.bases.observed.project(self.observed)
 
     @cached_property
     def edistance_to_control(self) -> float:
@@ -45,6 +148,32 @@ class Truth:
     def ranking(self) -> np.ndarray:
         """Genes by the Wilcoxon score of observed against control, the most up-regulated first."""
         return np.argsort(-wilcoxon(self.observed, self.control), kind="stable")
+
+    @cached_property
+    def t(self) -> np.ndarray:
+        """Welch's t of observed against control."""
+        return welch_t(self.observed, self.control)
+
+    @cached_property
+    def top_genes(self) -> dict[Direction, np.ndarray]:
+        """The most changed genes of every direction."""
+        return {direction: _top_genes(self.t, N_DE_GENES, direction) for direction in get_args(Direction)}
+
+    @cached_property
+    def de_labels(self) -> np.ndarray:
+        """Which genes are differentially expressed, by all observed cells."""
+        return self.whole.de_labels if self.whole is not None else de_genes(self.observed, self.control)
+
+    def most_changed(self, k: int) -> np.ndarray:
+        """Positions of the `k` most changed genes by size of Welch's t, of all observed cells."""
+        return self.whole.most_changed(k) if self.whole is not None else _top_genes(self.t, k, "absolute")
+
+    @cached_property
+    def large_effect(self) -> np.ndarray:
+        """Positions of the genes with a large effect, of all observed cells."""
+        if self.whole is not None:
+            return self.whole.large_effect
+        return large_effect_genes(self.observed, self.control)
 
     @cached_property
     def bootstrap_means(self) -> np.ndarray:
@@ -60,10 +189,30 @@ class Comparison:
         self.observed, self.control = truth.observed, truth.control
 
     @cached_property
+    def scores(self) -> Cells:
+        """Predicted cells in the basis."""
+        return self.truth.bases.training.project(self.predicted)
+
+    @cached_property
+    def observed_components(self) -> Cells:
+        """Predicted cells in the components of control and observed cells."""
+        return self.truth.bases.observed.project(self.predicted)
+
+    @cached_property
+    def t(self) -> np.ndarray:
+        """Welch's t of predicted against control."""
+        return welch_t(self.predicted, self.control)
+
+    @cached_property
+    def retrieval(self) -> DERetrieval:
+        """Differentially expressed genes found by predicted fold change."""
+        return retrieve_de(self.predicted, self.observed, self.control, labels=self.truth.de_labels)
+
+    @cached_property
     def joint_basis(self) -> Basis:
         """Principal components of control, observed and predicted cells together."""
         if self.truth.whole is not None:
-            return self.truth.whole.basis
+            return self.truth.whole.joint_basis
         return fit_basis(self.control, self.observed, self.predicted)
 
     @cached_property
@@ -77,10 +226,14 @@ class Comparison:
         """Means of the draws of predicted cells."""
         return draw_means(self.predicted, self.truth.seed)
 
+    @cached_property
+    def edistance(self) -> float:
+        """Energy distance of prediction to truth in the basis."""
+        return edistance(self.scores, self.truth.scores[0])
+
     def edistance_ratio(self) -> float:
-        """Energy distance of prediction to truth over control to truth, in the basis of control and truth."""
-        predicted = self.truth.basis.project(self.predicted)
-        return ratio(edistance(predicted, self.truth.scores[0]), self.truth.edistance_to_control)
+        """Energy distance of prediction to truth over control to truth, in the basis."""
+        return ratio(self.edistance, self.truth.edistance_to_control)
 
     def edistance_ratio_joint(self) -> float:
         """Energy distance of prediction to truth over control to truth, in the joint basis."""
@@ -91,6 +244,13 @@ class Comparison:
         """Distance of the mean prediction to the mean truth over that of the mean control, in the joint basis."""
         predicted, observed, control = (group.mean for group in self.joint_scores)
         return ratio(float(np.linalg.norm(predicted - observed)), float(np.linalg.norm(control - observed)))
+
+    def de_overlap(self, direction: Direction) -> float:
+        """Genes common to the most changed ones of prediction and truth."""
+        if min(len(self.predicted), len(self.observed), len(self.control)) < 2:
+            return np.nan
+        top = _top_genes(self.t, N_DE_GENES, direction)
+        return float(np.intersect1d(top, self.truth.top_genes[direction]).size)
 
     def r2_pearson_bootstrap(self, n_top: int | None = None) -> float:
         """Mean over draws of the squared correlation of mean vectors, over all or the `n_top` first ranked genes."""

@@ -1,3 +1,5 @@
+"""The table of scores: one prediction beside the references."""
+
 from __future__ import annotations
 
 import warnings
@@ -7,72 +9,33 @@ import numpy as np
 import pandas as pd
 
 from multipert import _keys
+from multipert.data._conditions import close_matches, parse_condition
 
-from ._comparison import Comparison, Truth
-from ._de import de_overlap
-from ._delta import cosine_logfc, pearson_delta
-from ._distribution import low_variance_share
-from ._error import r2, r2_pearson, rmse
+from ._calibrate import calibrate
+from ._catalogue import METRICS, PRESETS
+from ._cells import Cells
+from ._collapse import collapse
+from ._comparison import Bases, Comparison, Truth
 from ._groups import GroupedCells, check_genes
-from ._references import MeanShift, ceiling
+from ._panel import Entry, Panel, entry
+from ._references import DEFAULT_REFERENCES, REFERENCES, References, ceiling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from anndata import AnnData
 
     from ._groups import Key
 
 N_KEYS_SHOWN = 10
-
-METRICS: dict[str, Callable[[Comparison], float]] = {
-    "rmse": lambda c: rmse(c.predicted, c.observed),
-    "r2": lambda c: r2(c.predicted, c.observed),
-    "r2_pearson": lambda c: r2_pearson(c.predicted, c.observed),
-    "r2_pearson_bootstrap": lambda c: c.r2_pearson_bootstrap(),
-    "r2_pearson_bootstrap_top20": lambda c: c.r2_pearson_bootstrap(20),
-    "r2_pearson_bootstrap_top100": lambda c: c.r2_pearson_bootstrap(100),
-    "pearson_delta": lambda c: pearson_delta(c.predicted, c.observed, c.control),
-    "cosine_logfc": lambda c: cosine_logfc(c.predicted, c.observed, c.control),
-    "edistance_ratio": lambda c: c.edistance_ratio(),
-    "edistance_ratio_joint": lambda c: c.edistance_ratio_joint(),
-    "mean_distance_ratio_joint": lambda c: c.mean_distance_ratio_joint(),
-    "de_overlap_absolute": lambda c: de_overlap(c.predicted, c.observed, c.control),
-    "de_overlap_up": lambda c: de_overlap(c.predicted, c.observed, c.control, direction="up"),
-    "de_overlap_down": lambda c: de_overlap(c.predicted, c.observed, c.control, direction="down"),
-    "low_variance_share": lambda c: low_variance_share(c.predicted, c.observed),
-}
-"""Every metric that :func:`evaluate` knows, by name."""
-
-PRESETS: dict[str, tuple[str, ...]] = {
-    "default": (
-        "rmse",
-        "r2",
-        "r2_pearson",
-        "pearson_delta",
-        "cosine_logfc",
-        "edistance_ratio",
-        "de_overlap_absolute",
-        "de_overlap_up",
-        "de_overlap_down",
-        "low_variance_share",
-    ),
-    "thesis-joint": (
-        "r2_pearson_bootstrap",
-        "r2_pearson_bootstrap_top20",
-        "r2_pearson_bootstrap_top100",
-        "pearson_delta",
-        "edistance_ratio_joint",
-        "mean_distance_ratio_joint",
-        "de_overlap_up",
-        "de_overlap_absolute",
-    ),
-}
-"""Named lists of metrics."""
+N_PANEL_CELLS = 200
+# each halving keeps the means of all groups, which for thousands of groups is most of the memory
+N_PANEL_HALVINGS = 3
+PREDICTION = "prediction"
 
 
 def evaluate(
-    predicted: AnnData,
+    predicted: AnnData | None,
     observed: AnnData,
     control: AnnData,
     by: Sequence[str] = (_keys.PERTURBATION, _keys.CONTEXT),
@@ -80,27 +43,39 @@ def evaluate(
     preset: str = "default",
     metrics: Sequence[str] | None = None,
     training: AnnData | None = None,
+    references: Sequence[str] | None = None,
+    embedding: pd.DataFrame | None = None,
     layer: str | None = None,
     control_label: str = _keys.CONTROL,
     delimiter: str | None = "+",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Score predicted cells, always beside three references computed from the data.
+    """Score predicted cells, always beside references computed from the data.
 
-    For every group of `by` found in `predicted`, the metrics are computed for four predictors:
+    For every group of `by` found in `predicted`, the metrics are computed for these predictors:
 
     - `prediction`: the cells of `predicted`;
     - `no_change`: the control cells of the context;
     - `mean_shift`: these control cells plus the mean, over the other contexts of `training`, of (perturbed mean -
-      control mean), each context weighing the same; clipped at 0 if no value of the data is negative;
+      control mean), each context weighing the same;
+    - `similarity_shift` and `ridge_shift`: the same with contexts weighted by how their control cells resemble those of
+      the group; the strength of both is chosen by leaving out one training context at a time;
+    - `context_mean`: control cells plus the mean change over the training perturbations of the same context;
+    - `additive`: control cells plus the changes of the parts of a combination;
+    - `nearest` and `knn`: the training perturbation, or cells of the five perturbations, nearest in `embedding`;
     - `ceiling`: one random half of the observed cells predicts the other, averaged over 10 halvings.
 
-    A prediction that is not above the first two has learnt nothing, and none can be expected above the last.
+    Shifted cells are clipped at 0 if no value of the data is negative. A prediction that is not above the baselines has
+    learnt nothing, and none can be expected above the ceiling: the column `calibrated` says where in between it stands.
+
+    Distances are measured in 50 principal components of `training`, fitted once (of at most 2,500 cells, drawn evenly
+    from the groups; without `training` of control and observed cells) and never on a prediction.
 
     Parameters
     ----------
     predicted
-        Counterfactual cells, as `model.predict` returns them. Cells labelled control are left out.
+        Counterfactual cells, as `model.predict` returns them. Cells labelled control are left out. None scores the
+        references alone, for all groups of `observed`.
     observed
         Perturbed cells that were measured. Groups that `predicted` does not have are left out.
     control
@@ -116,7 +91,13 @@ def evaluate(
     metrics
         Names of metrics, keys of `METRICS`, in place of the preset.
     training
-        Training cells, control and perturbed, for `mean_shift`. Cells of the group's own context are not used.
+        Training cells, control and perturbed, for the references and the principal components. Cells of the group's own
+        perturbation in its own context are not used by them.
+    references
+        Which of them stand beside the prediction, keys of `REFERENCES`. None takes all but `control_mean` for which the
+        data suffice.
+    embedding
+        Vector of each perturbation, index = perturbation, for `nearest` and `knn`. A combination is the sum of its parts.
     layer
         Layer to read in place of `X`. For `predicted` it is read where it exists, else `X`, which holds the prediction
         in the space of the layer that the model was set up with.
@@ -125,27 +106,35 @@ def evaluate(
     delimiter
         What separates the parts of a combination; None takes every label whole.
     seed
-        Of the halvings and of the bootstrap draws, which use `seed` to `seed + 99`. The order of the cells in the
-        AnnData changes nothing as long as their names are unique.
+        Of the halvings, of the choice of cells and of the bootstrap draws, which use `seed` to `seed + 99`. The order of
+        the cells in the AnnData changes nothing as long as their names are unique.
 
     Returns
     -------
-    One row per group, predictor and metric, with the columns of `by`, `predictor`, `metric`, `value` and the numbers
-    of cells compared `n_predicted`, `n_observed`, `n_control`. A value that is not defined is `nan`.
+    One row per group, predictor and metric, with the columns of `by`, `predictor`, `metric`, `value`, `calibrated` (see
+    :func:`calibrate`), the numbers of cells compared `n_predicted`, `n_observed`, `n_control`, and `n_competitors`, the
+    number of other perturbations among which a rank was taken (0 for other metrics). A value that is not defined is
+    `nan`.
 
     Raises
     ------
     KeyError
         If a column or the layer is absent.
     ValueError
-        If genes differ, values are NaN or infinite, a name of a preset or metric is unknown, a group has no control
-        cells, or `predicted` and `observed` share no group.
+        If genes differ, values are NaN or infinite, a name of a preset, metric or reference is unknown, a group has no
+        control cells, or `predicted` and `observed` share no group.
 
     Warns
     -----
     UserWarning
-        Once for all predicted groups without observed cells, which are left out, and once for all groups without
-        `mean_shift`.
+        Once for all predicted groups without observed cells, which are left out; once for all groups without
+        `mean_shift`; and for every context in which the predictions of different perturbations resemble each other more
+        than nearly all observed ones do, as those of a collapsed model.
+
+    See Also
+    --------
+    leaderboard : the predictors in order.
+    summarise : means over groups.
 
     Examples
     --------
@@ -153,55 +142,168 @@ def evaluate(
     >>> rng = np.random.default_rng(0)
     >>> obs = pd.DataFrame({"perturbation": ["control"] * 20 + ["A"] * 20, "context": ["x", "y"] * 20})
     >>> cells = ad.AnnData(rng.poisson(3.0, (40, 30)).astype("float32"), obs.set_index(obs.index.astype(str)))
-    >>> cells.X[20:, :5] += 4
+    >>> cells.X[20::2, :5] += 4
+    >>> cells.X[21::2, :5] += 8
     >>> is_control, is_held_out = obs.perturbation.eq("control"), obs.context.eq("y")
     >>> control, observed = cells[is_control.values], cells[(~is_control & is_held_out).values]
     >>> training = cells[(is_control | ~is_held_out).values]
-    >>> frame = evaluate(observed, observed, control, metrics=["pearson_delta"], training=training)
-    >>> print(frame[["perturbation", "context", "predictor", "value"]].round(2).to_string(index=False))
-    perturbation context  predictor  value
-               A       y prediction   1.00
-               A       y  no_change    NaN
-               A       y mean_shift   0.86
-               A       y    ceiling   0.78
+    >>> frame = evaluate(observed, observed, control, metrics=["rmse"], training=training, references=["mean_shift", "ceiling"])
+    >>> print(frame[["perturbation", "context", "predictor", "value", "calibrated"]].round(2).to_string(index=False))
+    perturbation context  predictor  value  calibrated
+               A       y prediction   0.00        2.71
+               A       y mean_shift   1.83        0.00
+               A       y    ceiling   1.15        1.00
     """
     by = [by] if isinstance(by, str) else list(by)
-    names = _metric_names(preset, metrics)
-    others = {"predicted": predicted, "control": control} | ({} if training is None else {"training": training})
+    names, wanted = _metric_names(preset, metrics), _reference_names(references)
+    optional = {"predicted": predicted, "control": control, "training": training}
+    others = {name: adata for name, adata in optional.items() if adata is not None}
     check_genes(observed, **others)
     groups = {
         name: GroupedCells(name, adata, by, layer=layer, control_label=control_label, delimiter=delimiter)
         for name, adata in (others | {"observed": observed}).items()
     }
     keys = _shared_keys(groups, control_label)
-    mean_shift = MeanShift(groups["training"], control_label) if training is not None else None
     clip = not any(group.cells.is_signed for name, group in groups.items() if name != "predicted")
+    made = _references(
+        groups, control_label=control_label, delimiter=delimiter, clip=clip, embedding=embedding, seed=seed
+    )
+    bases = _bases(groups, keys, control_label, seed)
+    control_cells = {key[1:]: groups["control"][(control_label, *key[1:])] for key in keys}
+    genes = {name: i for i, name in enumerate(observed.var_names)}
 
-    records, n_unshifted = [], 0
+    of_group = [name for name in names if not METRICS[name].by_context]
+    of_context = [name for name in names if METRICS[name].by_context]
+    needs = {METRICS[name].needs for name in of_context}
+    values: dict[tuple[Key, str, str], list[float]] = {}
+    sizes: dict[tuple[Key, str], tuple[int, int, int]] = {}
+    kept: dict[tuple[Key, str, int], dict[Key, Entry]] = {}
     for key in _tracked(keys):
-        control_cells = groups["control"][(control_label, *key[1:])]
-        truth = Truth(groups["observed"][key], control_cells, seed)
-        shifted = mean_shift.predict(key, control_cells, clip=clip) if mean_shift is not None else None
-        n_unshifted += shifted is None
-        comparisons = {
-            "prediction": [Comparison(groups["predicted"][key], truth)],
-            "no_change": [Comparison(control_cells, truth)],
-            "mean_shift": [Comparison(shifted, truth)] if shifted is not None else [],
-            "ceiling": ceiling(truth),
-        }
-        for predictor, repeats in comparisons.items():
-            sizes = [len(repeats[0].predicted), len(repeats[0].observed)] if repeats else [0, len(truth.observed)]
-            for name in names:
-                value = float(np.mean([METRICS[name](repeat) for repeat in repeats])) if repeats else np.nan
-                records.append((*key, predictor, name, value, *sizes, len(control_cells)))
+        parts = parse_condition(key[0], control=control_label, delimiter=delimiter)
+        truth = Truth(
+            groups["observed"][key],
+            control_cells[key[1:]],
+            seed,
+            bases=bases,
+            centroid=made.perturbed_centroid(key[1:]) if made is not None else None,
+            target_genes=np.array([genes[name] for name, _ in parts if name in genes], dtype=int),
+        )
+        for predictor, repeats in _predictions(key, groups, truth, made, wanted):
+            first = repeats[0] if repeats else None
+            n_compared = (len(first.predicted), len(first.observed)) if first is not None else (0, len(truth.observed))
+            sizes[key, predictor] = (*n_compared, len(truth.control))
+            for name in of_group:
+                values[key, predictor, name] = [METRICS[name].compute(repeat) for repeat in repeats]
+            if of_context or predictor == PREDICTION:
+                for i, repeat in enumerate(repeats[:N_PANEL_HALVINGS]):
+                    kept.setdefault((key[1:], predictor, i), {})[key] = entry(repeat, needs, N_PANEL_CELLS)
+    n_competitors = {}
+    for (context, predictor, _), entries in kept.items():
+        panel = Panel(list(entries.values()))
+        if predictor == PREDICTION:
+            _warn_of_collapse(context, panel)
+        for name in of_context:
+            n_competitors[predictor, context, name] = len(panel) - 1
+            for key, value in zip(entries, METRICS[name].compute(panel), strict=True):
+                values.setdefault((key, predictor, name), []).append(float(value))
+
+    records = []
+    for (key, predictor), n_cells in sizes.items():
+        for name in names:
+            found = values.get((key, predictor, name)) or [np.nan]
+            n_others = n_competitors.get((predictor, key[1:], name), 0)
+            records.append((*key, predictor, name, float(np.mean(found)), *n_cells, n_others))
+    columns = [*by, "predictor", "metric", "value", "n_predicted", "n_observed", "n_control", "n_competitors"]
+    frame = calibrate(_without_empty(pd.DataFrame.from_records(records, columns=columns), wanted, references), by)
+    n_unshifted = sum(predictor == "mean_shift" and not n_cells[0] for (_, predictor), n_cells in sizes.items())
     if n_unshifted:
         warnings.warn(
             f"`mean_shift` is nan for {n_unshifted} of {len(keys)} groups: pass as `training` an AnnData with control "
             "and perturbed cells of at least one other context that has the perturbation.",
             stacklevel=2,
         )
-    columns = [*by, "predictor", "metric", "value", "n_predicted", "n_observed", "n_control"]
-    return pd.DataFrame.from_records(records, columns=columns)
+    return frame[[*columns[: len(by) + 3], "calibrated", *columns[len(by) + 3 :]]]
+
+
+def _predictions(
+    key: Key, groups: dict[str, GroupedCells], truth: Truth, made: References | None, wanted: list[str]
+) -> Iterable[tuple[str, list[Comparison]]]:
+    """Every predictor with its comparisons: one, the repeats of the ceiling, or none where it is not defined."""
+    if "predicted" in groups:
+        yield PREDICTION, [Comparison(groups["predicted"][key], truth)]
+    for name in wanted:
+        if name == "ceiling":
+            yield name, ceiling(truth)
+        elif name in ("no_change", "control_mean"):
+            yield name, [Comparison(truth.control if name == "no_change" else _repeated(truth.control), truth)]
+        else:
+            cells = made.predict(name, key, truth.control) if made is not None else None
+            yield name, [] if cells is None else [Comparison(cells, truth)]
+
+
+def _repeated(cells: Cells) -> Cells:
+    return Cells(np.tile(cells.mean, (len(cells), 1)))
+
+
+def _references(
+    groups: dict[str, GroupedCells],
+    *,
+    control_label: str,
+    delimiter: str | None,
+    clip: bool,
+    embedding: pd.DataFrame | None,
+    seed: int,
+) -> References | None:
+    if "training" not in groups:
+        return None
+    return References(
+        groups["training"],
+        control_label=control_label,
+        delimiter=delimiter,
+        clip=clip,
+        embedding=embedding,
+        seed=seed,
+    )
+
+
+def _bases(groups: dict[str, GroupedCells], keys: list[Key], control_label: str, seed: int) -> Bases:
+    contexts = dict.fromkeys(key[1:] for key in keys)
+    observed = [(groups["observed"].cells, groups["observed"].rows[key]) for key in keys]
+    observed += [(groups["control"].cells, groups["control"].rows[(control_label, *context)]) for context in contexts]
+    if "training" not in groups:
+        return Bases(observed, observed, seed)
+    held_out = set(keys)
+    rows = groups["training"].rows
+    training = [(groups["training"].cells, rows[key]) for key in rows if key not in held_out]
+    return Bases(training or observed, observed, seed)
+
+
+def _without_empty(frame: pd.DataFrame, wanted: list[str], references: Sequence[str] | None) -> pd.DataFrame:
+    """Without the references that were not asked for by name and that no group has."""
+    if references is not None:
+        return frame
+    has_any = frame.groupby("predictor")["n_predicted"].max() > 0
+    always = {PREDICTION, "no_change", "mean_shift", "ceiling"}
+    return frame[[name in always or has_any[name] for name in frame["predictor"]]].reset_index(drop=True)
+
+
+def _warn_of_collapse(context: Key, panel: Panel) -> None:
+    found = collapse(panel.predicted, panel.observed, panel.control)
+    if found.is_collapsed:
+        warnings.warn(
+            f"The predictions of {len(panel)} perturbations{' in ' + ', '.join(context) if context else ''} have collapsed: "
+            f"their changes correlate by {found.predicted:.2f} (median over pairs), those observed by {found.observed:.2f}, "
+            f"95 % of them by less than {found.observed_upper:.2f}. Such predictions hardly tell perturbations apart.",
+            stacklevel=4,
+        )
+
+
+def _reference_names(references: Sequence[str] | None) -> list[str]:
+    if references is None:
+        return list(DEFAULT_REFERENCES)
+    if isinstance(references, str) or not set(references) <= set(REFERENCES):
+        raise ValueError(f"`references` is {references!r}; it must be a list of names among {', '.join(REFERENCES)}.")
+    return list(references)
 
 
 def _metric_names(preset: str, metrics: Sequence[str] | None) -> list[str]:
@@ -209,15 +311,19 @@ def _metric_names(preset: str, metrics: Sequence[str] | None) -> list[str]:
         if preset not in PRESETS:
             raise ValueError(f"`preset` is {preset!r}; it must be one of {', '.join(PRESETS)}.")
         return list(PRESETS[preset])
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown or isinstance(metrics, str):
-        raise ValueError(f"`metrics` is {metrics!r}; it must be a list of names among {', '.join(METRICS)}.")
-    return list(metrics)
+    if isinstance(metrics, str):
+        raise ValueError(f"`metrics` is {metrics!r}; it must be a list of names, or give a `preset`.")
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"`metrics` names {name!r}, which is not in METRICS{close_matches(name, METRICS)}")
+    return list(dict.fromkeys(metrics))
 
 
 def _shared_keys(groups: dict[str, GroupedCells], control_label: str) -> list[Key]:
     """Groups to score: predicted and observed; an error if one of them has no control cells."""
-    wanted = [key for key in groups["predicted"].rows if key[0] != control_label]
+    wanted = [
+        key for key in groups["predicted" if "predicted" in groups else "observed"].rows if key[0] != control_label
+    ]
     keys = [key for key in wanted if key in groups["observed"].rows]
     if not keys:
         raise ValueError(
