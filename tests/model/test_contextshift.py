@@ -7,9 +7,10 @@ import pytest
 import torch
 from anndata import AnnData
 
+from multipert.data._shifts import GRIDS
 from multipert.metrics import PRESETS, evaluate
 from multipert.model import ContextShift, TwoFactor
-from multipert.model._contextshift import _GRIDS, weigh
+from multipert.model._contextshift import weigh
 
 KINDS = ("similarity", "ridge", "gene_ridge")
 QUIET = {"train_size": 1.0, "accelerator": "cpu"}
@@ -256,7 +257,7 @@ def test_the_target_counts_all_control_cells_of_its_context(kind):
 def left_out(kind, pairs):
     """The strength of the least squared error when each training context in turn is predicted from the others."""
     errors = []
-    for strength in _GRIDS[kind]:
+    for strength in GRIDS[kind]:
         total = 0.0
         for control, delta in pairs:
             for out in range(len(control)):
@@ -265,7 +266,7 @@ def left_out(kind, pairs):
                 total += np.mean((predicted - delta[out]) ** 2)
         errors.append(total)
     assert np.ptp(errors) > 0
-    return _GRIDS[kind][int(np.argmin(errors))]
+    return GRIDS[kind][int(np.argmin(errors))]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,7 +303,7 @@ def test_fewer_than_three_training_contexts_fall_back(kind, strength):
 
 
 def test_the_grids_span_the_stated_range():
-    assert {kind: (grid[0], grid[-1]) for kind, grid in _GRIDS.items()} == {
+    assert {kind: (grid[0], grid[-1]) for kind, grid in GRIDS.items()} == {
         "similarity": (pytest.approx(0.02), pytest.approx(3)),
         "ridge": (pytest.approx(1e-3), pytest.approx(100)),
         "gene_ridge": (pytest.approx(1e-3), pytest.approx(100)),
@@ -325,6 +326,15 @@ def test_the_grids_span_the_stated_range():
 def test_bad_arguments_are_named(init, message):
     with pytest.raises(ValueError, match=message):
         fit(screen(), **init)
+
+
+@pytest.mark.parametrize("cls", [ContextShift, TwoFactor])
+def test_every_choice_of_the_search_space_is_legal(cls):
+    adata = screen()
+    for name, (how, choices) in cls.search_space.items():
+        assert how == "choice"
+        assert len(set(choices)) > 1
+        assert all(np.isfinite(shift(fit(adata, cls, **{name: choice}), adata)).all() for choice in choices)
 
 
 def test_a_perturbation_without_controls_beside_it_is_refused():

@@ -1,13 +1,16 @@
 """Models: one file each, one contract for all."""
 
+from ._additive import Additive
 from ._base import PerturbationModel as PerturbationModel
 from ._baselines import NoPerturb
 from ._contextshift import ContextShift
 from ._files import ModelFileError as ModelFileError
+from ._knn import KNN
 from ._module import PerturbationModule as PerturbationModule
 from ._mtae import MTAe
+from ._nearestperturbation import NearestPerturbation
 from ._tags import ModelTags as ModelTags
 from ._twofactor import TwoFactor
 
 # the registry: what the contract tests, the table of models and the command line go through
-__all__ = ["ContextShift", "MTAe", "NoPerturb", "TwoFactor"]
+__all__ = ["Additive", "ContextShift", "KNN", "MTAe", "NearestPerturbation", "NoPerturb", "TwoFactor"]

@@ -15,6 +15,7 @@ from multipert import _keys
 from multipert.data._checks import check_column, check_expression, check_genes, check_names
 from multipert.data._codec import ConditionCodec
 from multipert.data._conditions import Condition, close_matches
+from multipert.data._noise import cell_key
 from multipert.data._pairing import Pairing, paired_controls
 from multipert.data._rows import split_rows
 from multipert.data._store import CellStore
@@ -676,6 +677,9 @@ class PerturbationModel(BaseModelClass):
         slots = np.full((source.n_obs, self._n_slots), _keys.PAD, dtype=np.int32)
         columns = {_keys.PERTURBATION: slots, _keys.DOSE: np.zeros(slots.shape, dtype=np.float32)}
         columns.update(self._extra_columns(source, contexts))
+        if self.module.draws:
+            keys = np.array([cell_key(seed, name) for name in source.obs_names], dtype=np.uint64)
+            columns["cell_key"] = keys.view(np.int64)
         means = None
         if self.module.context_means:
             means = ContextMeans.of(expression, contexts, self._setup.is_control(source))

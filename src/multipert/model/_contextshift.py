@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
-import numpy as np
 import pandas as pd
 import torch
 
 from multipert.data._conditions import canonical_dose, close_matches
+from multipert.data._shifts import Kind, choose_strength, context_shift
 
 from ._base import PerturbationModel
 from ._shift import Deltas, ShiftModule
@@ -23,22 +23,11 @@ if TYPE_CHECKING:
 
     from ._module import Tensors
 
-Kind = Literal["similarity", "ridge", "gene_ridge"]
-_GRIDS = {
-    "similarity": np.geomspace(0.02, 3, 13),
-    "ridge": np.geomspace(1e-3, 100, 16),
-    "gene_ridge": np.geomspace(1e-3, 100, 16),
-}
-_FALLBACK = {"similarity": 0.4, "ridge": 1.0, "gene_ridge": 1.0}
-_LEAST_CONTEXTS = 3
-# differences below the rounding of single precision are none
-_RESOLUTION = 1e-6
-
 
 def weigh(
     kind: Kind, strength: float, control: torch.Tensor, target: torch.Tensor, delta: torch.Tensor
 ) -> torch.Tensor:
-    """Shifts of target contexts from those of training contexts.
+    """Shifts of target contexts; :func:`multipert.data._shifts.context_shift` for tensors.
 
     Parameters
     ----------
@@ -55,35 +44,10 @@ def weigh(
 
     Returns
     -------
-    Shifts of the targets, shape `(n_targets, n_vars)`; the mean change where all control means are equal.
+    Shifts of the targets, shape `(n_targets, n_vars)`, float64.
     """
-    centre, average = control.mean(0), delta.mean(0)
-    rows, wanted = _differences(control, centre), _differences(target, centre)
-    if not rows.any():
-        return average.expand(len(target), -1)
-    if kind == "similarity":
-        return torch.softmax(_correlation(wanted, rows) / strength, dim=1) @ delta
-    if kind == "ridge":
-        gram = rows @ rows.T
-        penalty = strength * gram.diagonal().mean() * torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-        weights = torch.linalg.solve(gram + penalty, rows @ wanted.T).T
-        return average + weights @ (delta - average)
-    power = rows.square().sum(0)
-    slope = (rows * (delta - average)).sum(0) / (power + strength * power.mean())
-    return average + slope * wanted
-
-
-def _differences(values: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-    """Rows minus their centre; exactly 0 for a row that differs from it by rounding alone."""
-    difference = values - centre
-    real = difference.norm(dim=1, keepdim=True) > _RESOLUTION * values.norm(dim=1, keepdim=True)
-    return torch.where(real, difference, 0)
-
-
-def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Pearson correlation of rows; 0 where a row is constant."""
-    a, b = (torch.nn.functional.normalize(_differences(x, x.mean(1, keepdim=True)), dim=1) for x in (a, b))
-    return a @ b.T
+    shift = context_shift(kind, strength, *(values.cpu().numpy() for values in (control, target, delta)))
+    return torch.from_numpy(shift).to(delta.device)
 
 
 class ContextShiftModule(ShiftModule):
@@ -122,21 +86,11 @@ class ContextShiftModule(ShiftModule):
 
     def _choose(self, deltas: Deltas) -> float:
         """The strength with the least squared error over left-out training contexts."""
-        grid = _GRIDS[self.kind]
-        errors = np.zeros(len(grid))
-        used = False
-        for condition in torch.unique(deltas.condition):
-            at = torch.nonzero(deltas.condition == condition).reshape(-1)
-            if len(at) < _LEAST_CONTEXTS:
-                continue
-            used = True
-            control, delta = deltas.control_mean[deltas.context_row[at]], deltas.delta[at]
-            for out in range(len(at)):
-                rest = [i for i in range(len(at)) if i != out]
-                for j, strength in enumerate(grid):
-                    shift = weigh(self.kind, float(strength), control[rest], control[[out]], delta[rest])
-                    errors[j] += float((shift - delta[[out]]).square().mean())
-        return float(grid[errors.argmin()]) if used else _FALLBACK[self.kind]
+        of_condition = [deltas.condition == condition for condition in torch.unique(deltas.condition)]
+        return choose_strength(
+            self.kind,
+            ((deltas.control_mean[deltas.context_row[at]].numpy(), deltas.delta[at].numpy()) for at in of_condition),
+        )
 
     def condition_shift(self, codes: torch.Tensor, doses: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """Shift of cells that share one condition; see :class:`ShiftModule`."""
@@ -144,7 +98,7 @@ class ContextShiftModule(ShiftModule):
         # cells of one context share their mean, so each distinct mean is solved once
         target, inverse = torch.unique(tensors["context_mean"], dim=0, return_inverse=True)
         control = self.control_mean[self.context_row[at]]
-        return weigh(self.kind, float(self.chosen_strength), control, target.double(), self.delta[at].double())[inverse]
+        return weigh(self.kind, float(self.chosen_strength), control, target, self.delta[at])[inverse]
 
 
 class ContextShift(PerturbationModel):
@@ -190,6 +144,7 @@ class ContextShift(PerturbationModel):
 
     tags = ModelTags(uses_context=True, doses=True, perturbation_embedding=True)
     stages = ()
+    search_space = {"kind": ("choice", get_args(Kind))}
 
     def __init__(
         self,

@@ -23,11 +23,15 @@ class PerturbationModule(BaseModuleClass):
     A batch is a dict: `"X"` (B, n_vars) expression, `"perturbation"` (B, n_slots) codes with -1 for control and padding,
     `"dose"` (B, n_slots), and where set up `"context"` (B, 1), `"extra_categorical_covs"`, `"cell_embedding"` and
     `"X_control"`; contexts and covariates are codes, -1 for one that was not there at the setup. In a prediction the batch holds control cells with the target's codes and doses, and, where
-    `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's context.
+    `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's context; where
+    `draws` is True, `"cell_key"` (B,): 64 random bits that depend on the seed and the cell's name only.
     """
 
     context_means: bool = False
     """Whether a prediction needs the mean of the context's control cells."""
+
+    draws: bool = False
+    """Whether a prediction draws at random: its batches then hold `"cell_key"`."""
 
     fits_correction: bool = True
     """Whether added counts are corrected for the decoder's mean of logarithms; see `count_correction`."""

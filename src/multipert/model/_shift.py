@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 
 from multipert import _keys
@@ -12,7 +13,48 @@ from multipert.nn import GroupMeans, group_means
 from ._module import PerturbationModule, Tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from multipert.data._loaders import CellLoader
+
+    from ._base import PerturbationModel
+
+
+def by_condition(tensors: Tensors) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The distinct conditions of a batch, control left out.
+
+    Parameters
+    ----------
+    tensors
+        A batch.
+
+    Yields
+    ------
+    Codes and doses of one condition, each of shape `(n_slots,)`, and the positions of its cells.
+    """
+    codes, doses = tensors[_keys.PERTURBATION].double(), tensors[_keys.DOSE].double()
+    labels, inverse = torch.unique(torch.cat([codes, doses], dim=1), dim=0, return_inverse=True)
+    for i, label in enumerate(labels):
+        one, dose = label.chunk(2)
+        if (one >= 0).any():
+            yield one.long(), dose.to(tensors[_keys.DOSE].dtype), torch.nonzero(inverse == i).reshape(-1)
+
+
+def context_codes(tensors: Tensors) -> torch.Tensor:
+    """Code of each cell's context, shape `(B,)`; 0 where no context is set up, -1 for one that is new.
+
+    Parameters
+    ----------
+    tensors
+        A batch.
+
+    Returns
+    -------
+    The codes, as in :func:`multipert.nn.group_means`.
+    """
+    if _keys.CONTEXT not in tensors:
+        return torch.zeros(len(tensors[_keys.X]), dtype=torch.long, device=tensors[_keys.X].device)
+    return tensors[_keys.CONTEXT].reshape(-1).long()
 
 
 class ShiftModule(PerturbationModule):
@@ -46,14 +88,9 @@ class ShiftModule(PerturbationModule):
         """Control cells plus their shifts, shape `(B, n_vars)`."""
         x = tensors[_keys.X]
         shift = torch.zeros_like(x)
-        codes, doses = tensors[_keys.PERTURBATION].to(x.dtype), tensors[_keys.DOSE].to(x.dtype)
-        labels, inverse = torch.unique(torch.cat([codes, doses], dim=1), dim=0, return_inverse=True)
-        for i, label in enumerate(labels):
-            one, dose = label.chunk(2)
-            if (one >= 0).any():
-                rows = torch.nonzero(inverse == i).reshape(-1)
-                some = {key: value[rows] for key, value in tensors.items()}
-                shift[rows] = self.condition_shift(one.long(), dose, some).to(x.dtype)
+        for codes, doses, rows in by_condition(tensors):
+            some = {key: value[rows] for key, value in tensors.items()}
+            shift[rows] = self.condition_shift(codes, doses, some).to(x.dtype)
         return x + shift
 
     def position(self, codes: torch.Tensor, doses: torch.Tensor) -> int:
@@ -68,6 +105,63 @@ class ShiftModule(PerturbationModule):
     def control_position(self) -> int:
         """Position of control among the trained conditions."""
         return int(torch.nonzero((self.known_codes < 0).all(1))[0, 0])
+
+
+class MeasuredShiftModule(ShiftModule):
+    """Changes of every trained condition in every training context that has it beside control."""
+
+    fitted = (*ShiftModule.fitted, "pair_context", "pair_condition", "delta")
+
+    def conclude(self, loader: CellLoader) -> None:
+        """Compute all changes in one pass."""
+        deltas = Deltas(self.means(loader), self.control_position)
+        device = self.known_codes.device
+        self.pair_context = deltas.contexts[deltas.context_row].to(device)
+        self.pair_condition, self.delta = deltas.condition.to(device), deltas.delta.float().to(device)
+
+    def measured_shift(self, position: int, tensors: Tensors) -> torch.Tensor:
+        """Change of a trained condition in the cell's own context, else its mean over training contexts.
+
+        Parameters
+        ----------
+        position
+            Position of a condition that has a change.
+        tensors
+            A batch.
+
+        Returns
+        -------
+        Shape `(B, n_vars)`, float64.
+        """
+        at = torch.nonzero(self.pair_condition == position).reshape(-1)
+        delta = self.delta[at].double()
+        own = self.pair_context[at] == context_codes(tensors)[:, None]
+        return torch.where(own.any(1, keepdim=True), delta[own.int().argmax(1)], delta.mean(0))
+
+    def measured(self) -> torch.Tensor:
+        """Positions of the conditions that have a change, increasing."""
+        return torch.unique(self.pair_condition)
+
+    def mean_shifts(self) -> torch.Tensor:
+        """Mean change over training contexts, equal weight each, of the conditions of :meth:`measured`, float64."""
+        means = [self.delta[self.pair_condition == i].double().mean(0) for i in self.measured()]
+        return torch.stack(means) if means else self.delta.double()
+
+
+def mean_shift_table(model: PerturbationModel) -> pd.DataFrame:
+    """Mean change over training contexts of every trained condition that has one.
+
+    Parameters
+    ----------
+    model
+        A model whose module is a :class:`MeasuredShiftModule`.
+
+    Returns
+    -------
+    Labels x genes.
+    """
+    index = model._labels([model.trained_conditions_[i] for i in model.module.measured().tolist()])
+    return pd.DataFrame(model.module.mean_shifts().float().cpu().numpy(), index=index, columns=model.get_var_names())
 
 
 class Deltas:

@@ -224,6 +224,7 @@ class TwoFactor(PerturbationModel):
 
     tags = ModelTags(combinations=True, doses=True, perturbation_embedding=True, reference="Zhu2025")
     stages = ()
+    search_space = {"weights": ("choice", get_args(Weights))}
 
     def __init__(
         self,
