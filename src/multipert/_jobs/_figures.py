@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import io
-import itertools
 import re
 import zlib
 from dataclasses import dataclass
@@ -12,19 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from multipert import pl
 from multipert._jobs._summary import mean_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
-    from matplotlib.axes import Axes
+    from anndata import AnnData
     from matplotlib.figure import Figure
 
     from multipert._jobs._job import Result
 
-COLOURS: Final = {"control": "#8b929c", "observed": "#2f7fc1", "predicted": "#e0752d"}
-"""Legible on white and on near-black."""
 _INK: Final = "#010203"  # replaced by currentColor, so it must be a colour that nothing else has
 _N_NAMED: Final = 10
 _N_DISTRIBUTIONS: Final = 5
@@ -47,13 +43,12 @@ _STYLE: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Panel:
-    """Cells of one perturbation in the held-out context, dense, shape `(n_cells, n_vars)` each."""
+    """Cells of one perturbation in the held-out context, dense in `X`."""
 
     label: str
-    genes: np.ndarray
-    control: np.ndarray
-    observed: np.ndarray
-    predicted: np.ndarray
+    control: AnnData
+    observed: AnnData
+    predicted: AnnData
     true_mean: np.ndarray | None = None
 
     @classmethod
@@ -71,23 +66,31 @@ class Panel:
         -------
         The panel.
         """
+        from anndata import AnnData
+
         job = result.job
         conditions, inverse = job.setup.conditions(result.observed)
         rows = np.array([job.label(condition) == label for condition in conditions])[inverse]
         predicted = (result.predicted.obs[job.perturbation_key].astype(str) == label).to_numpy()
-        return cls(
-            label,
-            result.predicted.var_names.to_numpy(dtype=str),
-            _dense(job.setup.expression(result.control)),
-            _dense(job.setup.expression(result.observed)[rows]),
-            _dense(result.predicted.X[predicted]),
-            None if result.truth is None else result.truth.loc[label].to_numpy(),
-        )
+        values = {
+            "control": job.setup.expression(result.control),
+            "observed": job.setup.expression(result.observed)[rows],
+            "predicted": result.predicted.X[predicted],
+        }
+        var = result.predicted.var[[]]
+        groups = {name: AnnData(_dense(cells), var=var) for name, cells in values.items()}
+        return cls(label, **groups, true_mean=None if result.truth is None else result.truth.loc[label].to_numpy())
 
     @property
-    def top(self) -> np.ndarray:
+    def groups(self) -> dict[str, AnnData]:
+        """The three groups of cells."""
+        return {"control": self.control, "observed": self.observed, "predicted": self.predicted}
+
+    @property
+    def top(self) -> list[str]:
         """Genes by size of the observed change of the mean, largest first."""
-        return np.argsort(-np.abs(mean_of(self.observed) - mean_of(self.control)), kind="stable")
+        change = np.abs(mean_of(self.observed.X) - mean_of(self.control.X))
+        return self.observed.var_names[np.argsort(-change, kind="stable")].tolist()
 
 
 def mean_scatter(panel: Panel) -> str:
@@ -102,8 +105,7 @@ def mean_scatter(panel: Panel) -> str:
     -------
     SVG.
     """
-    title = f"{panel.label}: mean expression"
-    return _scatter(panel, mean_of(panel.observed), mean_of(panel.predicted), title, "observed mean", "predicted mean")
+    return _scatter(panel, panel.observed, f"{panel.label}: mean expression", "observed mean")
 
 
 def delta_scatter(panel: Panel) -> str:
@@ -118,10 +120,7 @@ def delta_scatter(panel: Panel) -> str:
     -------
     SVG.
     """
-    control = mean_of(panel.control)
-    observed, predicted = mean_of(panel.observed) - control, mean_of(panel.predicted) - control
-    title = f"{panel.label}: change from control"
-    return _scatter(panel, observed, predicted, title, "observed change", "predicted change")
+    return _scatter(panel, panel.observed, f"{panel.label}: change from control", "observed change", delta=True)
 
 
 def truth_scatter(panel: Panel) -> str:
@@ -137,8 +136,7 @@ def truth_scatter(panel: Panel) -> str:
     SVG.
     """
     assert panel.true_mean is not None
-    title = f"{panel.label}: against the truth"
-    return _scatter(panel, panel.true_mean, mean_of(panel.predicted), title, "true mean", "predicted mean")
+    return _scatter(panel, panel.true_mean, f"{panel.label}: against the truth", "true mean")
 
 
 def distributions(panel: Panel) -> str:
@@ -154,20 +152,8 @@ def distributions(panel: Panel) -> str:
     SVG.
     """
     with _style():
-        figure = _new_figure(14.5, 3.1)
-        groups = {"control": panel.control, "observed": panel.observed, "predicted": panel.predicted}
-        genes = panel.top[:_N_DISTRIBUTIONS]
-        for ax, gene in zip(np.ravel(figure.subplots(1, len(genes), squeeze=False)), genes, strict=True):
-            values = [cells[:, gene].astype(float) for cells in groups.values()]
-            parts = ax.violinplot(values, widths=0.85, showextrema=False)
-            for body, colour in zip(parts["bodies"], COLOURS.values(), strict=True):
-                body.set(facecolor=colour, edgecolor=colour, alpha=0.55)
-            for at, (group, colour) in enumerate(zip(values, COLOURS.values(), strict=True), start=1):
-                ax.plot([at - 0.3, at + 0.3], [group.mean()] * 2, color=colour, linewidth=2)
-            ax.set_title(panel.genes[gene], fontsize=9)
-            ax.set_xticks(range(1, len(groups) + 1), list(groups), rotation=35, ha="right", rotation_mode="anchor")
-            ax.tick_params(length=2)
-        figure.axes[0].set_ylabel("expression")
+        figure = _new_figure(12.5, 3.4)
+        pl.gene_distributions(panel.groups, panel.top[:_N_DISTRIBUTIONS], ax=figure.subplots())
         return _svg(figure, f"{panel.label}: distribution of the genes that change most")
 
 
@@ -185,85 +171,34 @@ def joint_components(panel: Panel, seed: int) -> str:
     -------
     SVG; nothing if there are too few cells or genes for two components.
     """
-    import scanpy
-    from anndata import AnnData
+    from anndata import concat
 
-    groups = {"control": panel.control, "observed": panel.observed, "predicted": panel.predicted}
-    if min(len(panel.genes), sum(map(len, groups.values()))) < 3:
+    groups = panel.groups
+    if min(panel.observed.n_vars, sum(map(len, groups.values()))) < 3:
         return ""
     drawn = {name: _subset(cells, seed) for name, cells in groups.items()}
-    joint = AnnData(np.concatenate(list(drawn.values())).astype(np.float32))
-    scanpy.pp.pca(joint, n_comps=2, random_state=seed)
-    scores, share = joint.obsm["X_pca"], joint.uns["pca"]["variance_ratio"]
-    of = np.repeat(list(drawn), [len(cells) for cells in drawn.values()])
-    # the groups would hide one another if each were drawn as a whole
-    order = np.random.default_rng(seed).permutation(len(of))
+    joint = concat(drawn, label="group", index_unique="-")
+    joint.obsm["expression"] = joint.X
     with _style():
         figure = _new_figure(3.9, 3.6)
         ax = figure.subplots()
-        colours = np.array([COLOURS[name] for name in of])
-        ax.scatter(scores[order, 0], scores[order, 1], c=colours[order], s=7, alpha=0.6, linewidths=0, rasterized=True)
-        for name, colour in COLOURS.items():
-            ax.plot([], [], "o", color=colour, markersize=5, label=f"{name} ({len(groups[name])})")
-            ax.plot(*scores[of == name].mean(axis=0), "P", color=colour, markersize=10, markeredgecolor=_INK, zorder=3)
-        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3, columnspacing=1,
-                  handletextpad=0.2)  # fmt: skip
-        ax.set(xlabel=f"PC1 ({share[0]:.0%})", ylabel=f"PC2 ({share[1]:.0%})", xticks=[], yticks=[])
         ax.set_title(f"{panel.label}: joint principal components", fontsize=10, loc="left")
+        pl.latent(joint, "expression", "group", centres=True, seed=seed, ax=ax)
+        handles, _ = ax.get_legend_handles_labels()
+        ax.legend(handles, [f"{name} ({len(cells)})" for name, cells in groups.items()], frameon=False, fontsize=8,
+                  loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, columnspacing=1, handletextpad=0.2)  # fmt: skip
         return _svg(figure, f"{panel.label}: cells in joint principal components")
 
 
-def _scatter(panel: Panel, x: np.ndarray, y: np.ndarray, title: str, x_label: str, y_label: str) -> str:
+def _scatter(panel: Panel, observed: AnnData | np.ndarray, title: str, x_label: str, *, delta: bool = False) -> str:
     with _style():
         figure = _new_figure(3.9, 3.6)
         ax = figure.subplots()
-        named = panel.top[:_N_NAMED]
-        rest = np.setdiff1d(np.arange(len(x)), named)
-        ax.scatter(x[rest], y[rest], s=8, color=COLOURS["control"], alpha=0.5, linewidths=0, rasterized=True)
-        ax.scatter(x[named], y[named], s=16, color=COLOURS["predicted"], linewidths=0)
-        low, high = min(x.min(), y.min()), max(x.max(), y.max())
-        margin = 0.06 * (high - low or 1.0)
-        ax.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), xlabel=x_label, ylabel=y_label)
-        ax.set_aspect("equal")
-        ax.axline((low, low), slope=1, color=_INK, linewidth=0.7, alpha=0.6, linestyle=(0, (4, 3)))
         ax.set_title(title, fontsize=10, loc="left")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            correlation = np.corrcoef(x, y)[0, 1]
-        if np.isfinite(correlation):
-            ax.text(0.98, 0.03, f"r = {correlation:.3f}", transform=ax.transAxes, ha="right", fontsize=8.5)
-        figure.canvas.draw()  # settles the layout that the labels are placed in
-        _name_points(ax, x[named], y[named], panel.genes[named])
+        pl.mean_scatter(
+            panel.predicted, observed, panel.control, delta=delta, genes=panel.top[:_N_NAMED], ax=ax
+        ).set_xlabel(x_label)
         return _svg(figure, title)
-
-
-def _name_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str] | np.ndarray, size: float = 7.5) -> None:
-    """Write names beside points where they cover neither another name nor a named point, each with a thin line."""
-    points = ax.transData.transform(np.column_stack([x, y]))
-    frame = ax.get_window_extent()
-    taken = [(px - 3, py - 3, px + 3, py + 3) for px, py in points]
-    taken.append((frame.x1 - 60, frame.y0, frame.x1, frame.y0 + 16))  # the correlation
-    for (px, py), at, name in zip(points, zip(x, y, strict=True), names, strict=True):
-        width, height = 0.62 * size * len(name) + 2, size + 2
-        above = at[1] > at[0]
-        for radius, turn in itertools.product((9, 16, 26, 38, 52, 70, 90), range(12)):
-            # away from the diagonal first, then by turns to both sides
-            angle = np.deg2rad((135 if above else -45) + 30 * ((turn + 1) // 2) * (-1) ** turn)
-            cx, cy = px + radius * np.cos(angle), py + radius * np.sin(angle)
-            left = cx if np.cos(angle) > 0.3 else cx - width if np.cos(angle) < -0.3 else cx - width / 2
-            box = (left, cy - height / 2, left + width, cy + height / 2)
-            inside = box[0] > frame.x0 and box[2] < frame.x1 and box[1] > frame.y0 and box[3] < frame.y1
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                ax.annotate(
-                    name, at, (left + width / 2 - px, cy - py), textcoords="offset points", ha="center", va="center",
-                    fontsize=size, arrowprops={"arrowstyle": "-", "color": _INK, "linewidth": 0.4, "alpha": 0.6,
-                                               "shrinkA": 0, "shrinkB": 1},
-                )  # fmt: skip
-                break
-
-
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _style() -> Any:
@@ -293,7 +228,7 @@ def _svg(figure: Figure, title: str) -> str:
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
-def _subset(cells: np.ndarray, seed: int) -> np.ndarray:
+def _subset(cells: AnnData, seed: int) -> AnnData:
     if len(cells) <= _MAX_CELLS:
         return cells
     return cells[np.sort(np.random.default_rng(seed).choice(len(cells), _MAX_CELLS, replace=False))]

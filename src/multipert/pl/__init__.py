@@ -1,0 +1,19 @@
+"""Pictures: every function draws one and returns its Axes."""
+
+from ._benchmark_table import benchmark_table
+from ._dose_response import dose_response
+from ._gene_distributions import gene_distributions
+from ._latent import latent
+from ._mean_scatter import mean_scatter
+from ._precision_recall import precision_recall
+from ._rank_curves import rank_curves
+
+__all__ = [
+    "benchmark_table",
+    "dose_response",
+    "gene_distributions",
+    "latent",
+    "mean_scatter",
+    "precision_recall",
+    "rank_curves",
+]
