@@ -51,6 +51,14 @@ def test_unknown_names_are_refused(adata, kwargs, message):
         context_transfer(adata, **kwargs)
 
 
+def test_a_combination_is_held_out_however_it_is_written(adata):
+    adata.obs["perturbation"] = adata.obs["perturbation"].replace({"x": "b + a"})
+    split = context_transfer(adata, "A", perturbation="a+b")
+    assert set(adata.obs.loc[split == "test", "perturbation"]) == {"b + a"}
+    with pytest.raises(ValueError, match=r"perturbation='a\+b'"):
+        context_transfer(adata, "A", perturbation="a+b", delimiter=None)
+
+
 def test_a_context_without_controls_is_refused(adata):
     kept = adata[~((adata.obs["context"] == "C") & (adata.obs["perturbation"] == "control"))]
     with pytest.raises(ValueError, match="no control cell"):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from multipert import _keys
-from multipert.data._checks import check_expression, check_names
+from multipert.data._checks import check_expression
 from multipert.data._conditions import close_matches
-from multipert.metrics._cells import Cells
+from multipert.pp._fit import Record, fit_record, matrix
+from multipert.pp._highlyvariablegenes import describe, rank_genes
+from multipert.pp._normalise import fitted_size, scale_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from anndata import AnnData
-
-Record: TypeAlias = "dict[str, str | int | float]"
 
 
 class InputError(ValueError):
@@ -92,15 +91,12 @@ def is_counts(x: Any, adata: AnnData) -> bool:
 
 
 def normalise(adata: AnnData, is_train: np.ndarray, *, layer: str | None = None) -> Record:
-    """Scale the counts of every cell to one size and take log1p; the counts stay in `layers["counts"]`.
-
-    A cell is scaled by its own total over all genes. The common size is the median total of the training cells, so
-    that held-out cells take no part in what is fitted. A cell without counts stays zero.
+    """Scale the counts of every cell to one size and take log1p, as :func:`multipert.pp.normalise`.
 
     Parameters
     ----------
     adata
-        Raw counts; `X` and `layers["counts"]` are written.
+        Raw counts, and `obs["split"]`; `X` and `layers["counts"]` are written.
     is_train
         Whether each cell is a training cell, shape `(n_cells,)`.
     layer
@@ -115,40 +111,23 @@ def normalise(adata: AnnData, is_train: np.ndarray, *, layer: str | None = None)
     InputError
         If the matrix does not hold raw counts.
     """
-    check_names(adata)
-    given, name = _matrix(adata, layer)
+    counts, name = _matrix(adata, layer)
     try:
-        check_expression(given, adata, name=name, counts=True)
+        check_expression(counts, adata, name=name, counts=True)
     except ValueError as error:
         raise InputError(f"--normalise needs raw counts. {error}") from error
-    counts = sparse.csr_matrix(given, dtype=np.float32)
-    totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    target = float(np.median(totals[is_train]))
-    if target == 0:
-        raise InputError(f"--normalise: half of the training cells have no counts in {name}; drop the empty cells.")
-    factors = np.divide(target, totals, out=np.zeros_like(totals), where=totals > 0)
-    adata.layers[_keys.COUNTS_LAYER] = counts
-    # the product with a diagonal matrix would be float64 and twice the size
-    scaled = counts.copy()
-    scaled.data = np.log1p(scaled.data * np.repeat(factors, np.diff(counts.indptr)), dtype=np.float64).astype(
-        np.float32
-    )
-    adata.X = scaled
-    return {
-        "counts": name,
-        "normalisation": "log1p(counts * target_sum / total of the cell)",
-        "target_sum": target,
-        "target_sum_from": "median total of the training cells",
-    }
+    target = fitted_size(counts, is_train, name)
+    done = scale_counts(adata, counts, name, target) | {"target_sum_from": "median total of the training cells"}
+    return done | fit_record("target_sum", adata, is_train, "train", _keys.SPLIT)
 
 
 def top_genes(adata: AnnData, is_train: np.ndarray, n: int, *, layer: str | None = None) -> tuple[np.ndarray, Record]:
-    """The genes with the largest variance over the training cells.
+    """The genes with the largest variance over the training cells, as :func:`multipert.pp.highly_variable_genes`.
 
     Parameters
     ----------
     adata
-        Log-normalised expression.
+        Log-normalised expression, and `obs["split"]`.
     is_train
         Whether each cell is a training cell, shape `(n_cells,)`.
     n
@@ -165,23 +144,16 @@ def top_genes(adata: AnnData, is_train: np.ndarray, n: int, *, layer: str | None
     InputError
         If values are not finite.
     """
-    check_names(adata)
-    x, name = _matrix(adata, layer)
-    rows = x[is_train]
-    variance = Cells(sparse.csr_matrix(rows) if sparse.issparse(rows) else np.asarray(rows)).variance
-    if not np.isfinite(variance).all():
-        # NaN would pass for the least variable gene
-        check_expression(x, adata, name=name, signed=True)
-    keep = np.sort(np.argsort(-variance, kind="stable")[:n])
-    return keep, {"n_top_genes": len(keep), "genes_by": "variance of the expression over the training cells"}
+    _matrix(adata, layer)
+    keep = np.sort(rank_genes(adata, is_train, n, layer=layer))
+    done: Record = {"n_top_genes": len(keep), "genes_by": describe("variance", "train")}
+    return keep, done | fit_record("genes", adata, is_train, "train", _keys.SPLIT)
 
 
 def _matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
-    """A layer, or X, and what to call it."""
-    if layer is None:
-        if adata.X is None:
-            raise InputError("X is empty; name the layer to read with --layer.")
-        return adata.X, "X"
-    if layer not in adata.layers:
+    """A layer, or X, and what to call it; errors name the option of the command line."""
+    if layer is None and adata.X is None:
+        raise InputError("X is empty; name the layer to read with --layer.")
+    if layer is not None and layer not in adata.layers:
         raise InputError(f"--layer {layer!r} is not in layers{close_matches(layer, adata.layers)}")
-    return adata.layers[layer], f"layers[{layer!r}]"
+    return matrix(adata, layer)

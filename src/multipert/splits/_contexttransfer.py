@@ -5,25 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
+
+from ._assign import TEST, TRAIN, VAL, as_split
+from ._names import as_contexts, require
+from ._screen import context_keys, read_screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
 
 
 def context_transfer(
     adata: AnnData,
-    hold_out: str | Sequence[str],
+    hold_out: str | Sequence[str] | Sequence[tuple[str, ...]],
     *,
     perturbation: str | Sequence[str] | None = None,
     perturbation_key: str = _keys.PERTURBATION,
-    context_key: str = _keys.CONTEXT,
+    context_key: str | Sequence[str] = _keys.CONTEXT,
     control: str = _keys.CONTROL,
+    delimiter: str | None = "+",
     val_size: float = 0.0,
     seed: int = 0,
 ) -> pd.Series:
@@ -34,15 +38,18 @@ def context_transfer(
     adata
         Annotated data.
     hold_out
-        Context or contexts whose perturbed cells are the test cells.
+        Context or contexts whose perturbed cells are the test cells. With several context columns, a context is a tuple
+        of their values.
     perturbation
         Labels to hold out there; None holds out all but control.
     perturbation_key
         obs column of labels.
     context_key
-        obs column of contexts.
+        obs column of contexts, or several, whose values together are a context.
     control
         Label of the control cells.
+    delimiter
+        What separates the parts of a combination; None reads every label whole.
     val_size
         Share of the training cells that becomes "val", drawn at random.
     seed
@@ -69,33 +76,28 @@ def context_transfer(
     >>> set(adata.obs["context"][split == "test"]) == {context}
     True
     """
-    for argument, key in (("perturbation_key", perturbation_key), ("context_key", context_key)):
-        if key not in adata.obs:
-            raise KeyError(f"{argument}={key!r} is not a column of obs{close_matches(key, adata.obs.columns)}")
     if not 0 <= val_size < 1:
         raise ValueError(f"val_size={val_size} must be at least 0 and below 1.")
-    labels, contexts = (adata.obs[key].astype(str).to_numpy() for key in (perturbation_key, context_key))
-    held = labels != control
+    screen = read_screen(
+        adata, perturbation_key=perturbation_key, context_key=context_key, control=control, delimiter=delimiter
+    )
+    out = as_contexts(hold_out, screen, len(context_keys(context_key)), "hold_out")
+    wanted = screen.n_parts > 0
     if perturbation is not None:
-        wanted = [perturbation] if isinstance(perturbation, str) else list(perturbation)
-        _require(wanted, labels[held], "perturbation")
-        held &= np.isin(labels, wanted)
-    out = [hold_out] if isinstance(hold_out, str) else list(hold_out)
-    _require(out, contexts, "hold_out")
-    test = held & np.isin(contexts, out)
+        names = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+        known = [screen.label(condition) for condition in np.flatnonzero(wanted)]
+        found = {name: screen.find(name) for name in names}
+        require([name for name, condition in found.items() if condition is None], known, "perturbation")
+        wanted = np.isin(np.arange(len(wanted)), [condition for condition in found.values() if condition is not None])
     for context in out:
-        here = contexts == context
-        if not (test & here).any():
-            raise ValueError(f"Context {context!r} has no perturbed cell to hold out.")
-        if not (here & (labels == control)).any():
-            raise ValueError(f"Context {context!r} has no control cell ({control!r}) to predict from.")
-    split = np.where(test, "test", "train").astype(object)
+        if not (screen.present[context] & wanted).any():
+            raise ValueError(f"Context {screen.context_label(context)!r} has no perturbed cell to hold out.")
+        if not screen.n_controls[context]:
+            raise ValueError(
+                f"Context {screen.context_label(context)!r} has no control cell ({control!r}) to predict from."
+            )
+    test = wanted[screen.condition] & np.isin(screen.context, out)
+    cells = np.where(test, TEST, TRAIN)
     train = np.flatnonzero(~test)
-    split[np.random.default_rng(seed).choice(train, size=round(val_size * len(train)), replace=False)] = "val"
-    return pd.Series(split, index=adata.obs_names, name=_keys.SPLIT)
-
-
-def _require(wanted: Sequence[str], known: np.ndarray, argument: str) -> None:
-    for name in wanted:
-        if name not in set(known):
-            raise ValueError(f"{argument}={name!r} is not in the data{close_matches(name, set(known))}")
+    cells[np.random.default_rng(seed).choice(train, size=round(val_size * len(train)), replace=False)] = VAL
+    return as_split(screen, cells)
