@@ -47,6 +47,7 @@ nitpicky = True
 INVENTORIES = {
     "anndata": "https://anndata.readthedocs.io/en/stable/",
     "lightning": "https://lightning.ai/docs/pytorch/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
     "mudata": "https://mudata.readthedocs.io/en/stable/",
     "numpy": "https://numpy.org/doc/stable/",
     "pandas": "https://pandas.pydata.org/docs/",

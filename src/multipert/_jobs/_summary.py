@@ -31,7 +31,9 @@ MEANING: Final = {name: metric.meaning for name, metric in METRICS.items()} | {
     "rmse_to_truth": "error of the mean expression",
     "pearson_delta_to_truth": "correlation of the change from control",
 }
-LOWER_IS_BETTER: Final = frozenset({name for name, metric in METRICS.items() if metric.better == "lower"} | {"rmse_to_truth"})
+LOWER_IS_BETTER: Final = frozenset(
+    {name for name, metric in METRICS.items() if metric.better == "lower"} | {"rmse_to_truth"}
+)
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
@@ -201,7 +203,17 @@ def truth_scores(result: Result) -> pd.DataFrame:
             }
             sizes = (result.control.n_obs, measured[label].shape[0], result.control.n_obs)
             records += [(label, job.hold_out, name, metric, float(value), *sizes) for metric, value in values.items()]
-    return pd.DataFrame.from_records(records, columns=result.scores.columns)
+    columns = [
+        job.perturbation_key,
+        job.context_key,
+        "predictor",
+        "metric",
+        "value",
+        "n_predicted",
+        "n_observed",
+        "n_control",
+    ]
+    return pd.DataFrame.from_records(records, columns=columns).reindex(columns=result.scores.columns)
 
 
 def mean_of(cells: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ from ._bootstrap import bootstrap
 from ._calibrate import calibrate, leaderboard, summarise
 from ._catalogue import METRICS, PRESETS
 from ._centroid import centroid_accuracy, pearson_centroid
-from ._challenge import challenge_score, de_overlap_at_n, evaluate_challenge, perturbation_discrimination
+from ._challenge import ChallengeScore, challenge_score, de_overlap_at_n, evaluate_challenge, perturbation_discrimination
 from ._classifier import classifier_auc
 from ._collapse import Collapse, collapse
 from ._de import (
@@ -35,6 +35,7 @@ from ._transport import sinkhorn_cost, sinkhorn_divergence, wasserstein, wassers
 from ._weighted import de_weights, weighted_mse, weighted_r2_delta
 
 __all__ = [
+    "ChallengeScore",
     "Collapse",
     "DERetrieval",
     "GeneRanking",

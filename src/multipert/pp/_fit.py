@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -11,6 +10,7 @@ from multipert import _keys
 from multipert.data._checks import check_names
 from multipert.data._conditions import close_matches
 from multipert.data._rows import split_rows
+from multipert.data._splithash import split_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -114,10 +114,7 @@ def fit_record(what: str, adata: AnnData, rows: np.ndarray, fit_on: FitOn, split
     """
     record: Record = {f"{what}_fit_on": fit_on, f"{what}_n_cells": int(rows.sum())}
     if fit_on == "train":
-        # the layer of splits stands beside this one and cannot be imported
-        pairs = zip(adata.obs_names, adata.obs[split_key].astype(str), strict=True)
-        text = "\n".join(sorted(f"{name}\t{level}" for name, level in pairs))
-        record[f"{what}_split"] = hashlib.sha256(text.encode()).hexdigest()[:10]
+        record[f"{what}_split"] = split_hash(adata.obs[split_key])
     return record
 
 

@@ -1,5 +1,7 @@
 """Who is held out: each function returns train, val or test for every cell."""
 
+from multipert.data._splithash import split_hash
+
 from ._audit import AuditReport, audit
 from ._combination import combination, inverse_combination
 from ._contexttransfer import context_transfer
@@ -10,7 +12,6 @@ from ._partialcontexttransfer import partial_context_transfer
 from ._random import random
 from ._scaling import scaling
 from ._seenparts import seen_parts
-from ._splithash import split_hash
 from ._unseenperturbation import unseen_perturbation
 
 __all__ = [

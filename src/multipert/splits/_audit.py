@@ -10,10 +10,10 @@ import pandas as pd
 
 from multipert import _keys
 from multipert.data._conditions import close_matches
+from multipert.data._splithash import split_hash
 
 from ._fingerprint import LEAST_VALUES, fingerprints
 from ._screen import read_screen
-from ._splithash import split_hash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
