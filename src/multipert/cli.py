@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import deque
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from anndata import AnnData
     from rich.console import Console
 
     from multipert._jobs._job import Job, Result
+    from multipert.benchmark import Results
 
 # Set before torch is imported: its idle threads give up the core soon instead of spinning, which leaves it to others on a
 # machine that does other work too and makes no difference to the time on an idle one.
@@ -31,6 +36,13 @@ app = typer.Typer(
 _BAD_INPUT = 2
 _INTERRUPTED = 130
 _DEMO_HOLD_OUT = "context_1"
+
+
+class Executor(StrEnum):
+    """Where runs are done."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Realise(StrEnum):
@@ -150,6 +162,151 @@ def run(
     _command(out, file.name, read, job, source_file=file)
 
 
+class _SeveralSeeds(TyperCommand):
+    """Reads `--seeds 1 2 3` and `--seeds 1,2,3` as `--seeds 1 --seeds 2 --seeds 3`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option for each of the numbers that follow it."""
+        spread: list[str] = []
+        rest = deque(args)
+        while rest:
+            argument, numbers = rest.popleft(), []
+            while argument == "--seeds" and rest and re.fullmatch(r"[\d,]+", rest[0]):
+                numbers += rest.popleft().split(",")
+            spread += [part for number in numbers for part in (argument, number)] or [argument]
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=_SeveralSeeds)
+def benchmark(
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5ad", help="The cells.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records and the report.", show_default=False)],
+    models: Annotated[str, typer.Option(metavar="NAMES", help='"all", or models separated by commas.')] = "all",
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help='"context" holds out each in turn; else an obs column.')
+    ] = "context",
+    seeds: Annotated[
+        list[int], typer.Option(min=0, metavar="N ...", help="Seeds of training and prediction, one or several.")
+    ] = [0],  # noqa: B006 - typer reads it and never changes it
+    metrics: Annotated[str, typer.Option(metavar="PRESET", help="A preset of multipert.metrics.")] = "default",
+    n_jobs: Annotated[int, typer.Option(min=1, help="Runs done at once; they share the CPUs.")] = 1,
+    search: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Try N settings per model on the validation cells.")
+    ] = None,
+    val_size: Annotated[
+        float, typer.Option(min=0.0, help="Share of the training cells for validation, with --split context.")
+    ] = 0.0,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.0, metavar="S", help="End a run after so many seconds.")
+    ] = None,
+    executor: Annotated[Executor, typer.Option(help="Where runs are done.")] = Executor.local,
+    perturbation_key: Annotated[str, typer.Option(metavar="KEY", help="obs column of perturbations.")] = "perturbation",
+    control: Annotated[str, typer.Option(metavar="LABEL", help="Label of the control cells.")] = "control",
+    context_key: Annotated[str, typer.Option(metavar="KEY", help="obs column of contexts.")] = "context",
+    realise: Annotated[Realise, typer.Option(help="How decoded expression becomes cells.")] = Realise.residual,
+    layer: Annotated[str | None, typer.Option(metavar="NAME", help="Layer of the expression.  [default: X]")] = None,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Take raw counts: scale each cell to one size, then log1p.")
+    ] = False,
+    n_top_genes: Annotated[
+        int | None, typer.Option(min=1, help="Keep the genes that vary most over cells that always train.")
+    ] = None,
+    signed: Annotated[bool, typer.Option("--signed", help="Allow negative values (z-scores, log ratios).")] = False,
+    delimiter: Annotated[
+        str, typer.Option(metavar="TEXT", help='What separates a combination; "" reads every label whole.')
+    ] = "+",
+) -> None:
+    """Score every model on every split with every seed, beside the references; interrupted, it goes on where it was.
+
+    Writes a record of every run, scores.csv and report.html. Exit code 1 if a run failed; the report is there then too.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    with _tidy(f"Interrupted. What is done is kept in {out}; the same command goes on with the rest."):
+        from multipert._jobs._preprocess import read
+        from multipert._jobs._terminal import steps
+
+        step = steps(console)
+        with step("Reading the cells"):
+            adata = read(file)
+        with step("Loading the models"):
+            from multipert._jobs import _benchmark
+        grid = _benchmark.Grid(
+            out=out,
+            models=[name.strip() for name in models.split(",")],
+            split=split,
+            seeds=seeds,
+            metrics=metrics,
+            perturbation_key=perturbation_key,
+            context_key=context_key,
+            control=control,
+            layer=layer,
+            signed=signed,
+            delimiter=delimiter or None,
+            normalise=normalise,
+            n_top_genes=n_top_genes,
+            val_size=val_size,
+            realise=realise.value,
+            how={"n_jobs": n_jobs, "search": search, "timeout": timeout or None, "executor": executor.value},
+        )
+        with step("Running the grid", bar=True):
+            results = _benchmark.execute(grid, adata)
+    _show(results, out)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a benchmark.", show_default=False)],
+) -> None:
+    """Write scores.csv and report.html of a benchmark from its records, also while it is running.
+
+    Exit code 1 if a run failed.
+    """
+    with _tidy("Interrupted; nothing was written."):
+        from multipert._jobs import _benchmark
+        from multipert._jobs._preprocess import input_errors
+        from multipert.benchmark import Results
+
+        with input_errors():
+            results = Results.load(folder)
+        _benchmark.write(results, folder)
+    _show(results, folder)
+
+
+def _show(results: Results, out: Path) -> None:
+    from rich.console import Console
+
+    from multipert._jobs import _benchmark
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a pipe or file has no edge to wrap at
+    _benchmark.show(results, out, console)
+    if len(results.failed):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _tidy(interrupted: str) -> Iterator[None]:
+    """No warnings of libraries; bad input is one line on stderr and exit code 2, Ctrl-C a line that says what is kept."""
+    from multipert._jobs._preprocess import InputError
+    from multipert._jobs._terminal import quiet
+
+    try:
+        with quiet():
+            yield
+    except (InputError, FileNotFoundError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(_BAD_INPUT) from error
+    except (FloatingPointError, ImportError, OSError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        typer.echo(interrupted, err=True)
+        raise typer.Exit(_INTERRUPTED) from error
+
+
 def _command(
     out: Path,
     source: str,
@@ -162,22 +319,11 @@ def _command(
     """Do a job, write its files, print its table; bad input is one line on stderr and exit code 2."""
     from rich.console import Console
 
-    from multipert._jobs._preprocess import InputError
-    from multipert._jobs._terminal import quiet, show
+    from multipert._jobs._terminal import show
 
     console = Console(stderr=True, highlight=False)
-    try:
-        with quiet():
-            result = _work(out, source, read, make_job, console, source_file, with_truth)
-    except InputError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(_BAD_INPUT) from error
-    except (FloatingPointError, OSError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        typer.echo("Interrupted; nothing was written.", err=True)
-        raise typer.Exit(_INTERRUPTED) from error
+    with _tidy("Interrupted; nothing was written."):
+        result = _work(out, source, read, make_job, console, source_file, with_truth)
     show(result, out)
 
 

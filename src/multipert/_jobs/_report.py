@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from multipert import _keys
+from multipert._html import bullets, cell, page, pairs, text
+from multipert._html import verdict as verdict_box
 from multipert._jobs import _figures
 from multipert._jobs._summary import (
     DEFAULT,
@@ -33,42 +34,6 @@ if TYPE_CHECKING:
 _PACKAGES: Final = ("multipert", "scvi-tools", "torch", "lightning", "anndata", "scanpy", "numpy", "scipy", "pandas")
 _MAX_FIGURES: Final = 6
 _MAX_GROUPS: Final = 40
-_STYLE: Final = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1d2330; --soft: #626b7a; --line: #dde1e7; --mark: #eef4fb;
-  --accent: #1f6fb2; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171c; --ink: #e4e7ec; --soft: #9aa4b2; --line: #333a45;
-  --mark: #1d2a38; --accent: #74b3e8; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.75rem 0 .25rem; }
-p, ul { margin: .4rem 0; max-width: 60rem; }
-ul { padding-left: 1.2rem; }
-.soft { color: var(--soft); font-size: .9rem; }
-.verdict { background: var(--mark); border-left: 4px solid var(--accent); padding: .8rem 1rem; margin: 1.25rem 0; }
-.verdict strong { font-size: 1.1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-th, td { padding: .28rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; }
-thead th { border-bottom: 2px solid var(--line); }
-tbody th, th.text { text-align: left; }
-td.model, th.model { background: var(--mark); }
-td.ceiling, th.ceiling { border-left: 2px solid var(--line); color: var(--soft); }
-td.best { font-weight: 700; color: var(--accent); }
-td.held { background: var(--mark); font-weight: 600; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); gap: .5rem 1rem; align-items: start; }
-figure { margin: 0; }
-svg { width: 100%; height: auto; display: block; }
-svg text { paint-order: stroke; stroke: var(--ground); stroke-width: 2.5px; stroke-linejoin: round; }
-details { margin: 1rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.25rem; font-size: .9rem; margin: .5rem 0; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-"""
 
 
 def report(result: Result, source: str, track: Callable[[list[str], str], Iterable[str]]) -> str:
@@ -93,8 +58,8 @@ def report(result: Result, source: str, track: Callable[[list[str], str], Iterab
     what = job.perturbation or (labels[0] if len(labels) == 1 else f"{len(labels)} perturbations")
     title = f"{job.model}: {what} in {job.hold_out}"
     body = [
-        f"<h1>{_text(title)}</h1>",
-        f"<p class=soft>{_text(source)}. The perturbed cells of {_text(job.context_key)} {_text(job.hold_out)} were held "
+        f"<h1>{text(title)}</h1>",
+        f"<p class=soft>{text(source)}. The perturbed cells of {text(job.context_key)} {text(job.hold_out)} were held "
         "out: no model saw them. Its control cells were predicted under each perturbation and are compared with them.</p>",
         _verdict(result),
         "<h2>Beside the references and the ceiling</h2>",
@@ -104,7 +69,7 @@ def report(result: Result, source: str, track: Callable[[list[str], str], Iterab
         _scores(result.scores, JOINT, job.model),
         "</details>",
         "<details><summary>What the metrics mean</summary>",
-        _pairs({metric: MEANING[metric] for metric in dict.fromkeys([*DEFAULT, *JOINT])}),
+        pairs({metric: MEANING[metric] for metric in dict.fromkeys([*DEFAULT, *JOINT])}),
         "</details>",
         _truth(result),
         "<h2>Figures</h2>",
@@ -120,17 +85,12 @@ def report(result: Result, source: str, track: Callable[[list[str], str], Iterab
         )
     body += ["<h2>Data</h2>", _data(result), "<h2>Settings</h2>", _settings(result)]
     if result.notes:
-        body += ["<h2>Notes</h2>", _list(result.notes)]
-    return (
-        f"<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n<title>{_text(title)}</title>\n"
-        '<meta name=viewport content="width=device-width, initial-scale=1">\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
-    )
+        body += ["<h2>Notes</h2>", bullets(result.notes)]
+    return page(title, body)
 
 
 def _verdict(result: Result) -> str:
-    sentence, lines = verdict(result)
-    return f"<div class=verdict><strong>{_text(sentence)}</strong>{_list(lines)}</div>"
+    return verdict_box(*verdict(result))
 
 
 def _footnote(result: Result, labels: list[str]) -> str:
@@ -146,16 +106,16 @@ def _footnote(result: Result, labels: list[str]) -> str:
 def _scores(scores: pd.DataFrame, metrics: list[str], model: str) -> str:
     frame = table(scores, metrics)
     classes = {name: "model" if name == model else "ceiling" if name in MEASURED else "" for name in frame.columns}
-    head = "".join(_cell("th", _text(name), classes[name]) for name in frame.columns)
+    head = "".join(cell("th", text(name), classes[name]) for name in frame.columns)
     rows = []
     for metric, row in frame.iterrows():
         leaders = best(row)
         arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
         cells = "".join(
-            _cell("td", number(value), f"{classes[name]} {'best' if name in leaders else ''}".strip())
+            cell("td", number(value), f"{classes[name]} {'best' if name in leaders else ''}".strip())
             for name, value in row.items()
         )
-        rows.append(f'<tr><th title="{_text(MEANING[str(metric)])}">{_text(str(metric))} {arrow}</th>{cells}')
+        rows.append(f'<tr><th title="{text(MEANING[str(metric)])}">{text(str(metric))} {arrow}</th>{cells}')
     return (
         f"<div class=wide><table><thead><tr><th class=text>metric</th>{head}</thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
@@ -184,9 +144,9 @@ def _figures_of(result: Result, label: str, *, single: bool) -> list[str]:
     if single:
         return [grid]
     own = result.scores[result.scores[result.job.perturbation_key] == label]
-    heading = f"<h3>{_text(label)}: {len(panel.observed)} observed cells</h3>"
+    heading = f"<h3>{text(label)}: {len(panel.observed)} observed cells</h3>"
     own_scores = _scores(own, DEFAULT, result.job.model)
-    return [heading, grid, f"<details><summary>Scores of {_text(label)}</summary>{own_scores}</details>"]
+    return [heading, grid, f"<details><summary>Scores of {text(label)}</summary>{own_scores}</details>"]
 
 
 def _data(result: Result) -> str:
@@ -199,19 +159,19 @@ def _data(result: Result) -> str:
     held = set(names[is_test])
     order = [job.control, *sorted(held), *sorted(set(counts.index) - held - {job.control})]
     shown = order[:_MAX_GROUPS]
-    head = "".join(_cell("th", _text(str(name)), "") for name in counts.columns)
+    head = "".join(cell("th", text(str(name)), "") for name in counts.columns)
     rows = []
     for name in shown:
         cells = "".join(
-            _cell("td", str(n) if n else "–", "held" if name in held and context == job.hold_out else "")
+            cell("td", str(n) if n else "–", "held" if name in held and context == job.hold_out else "")
             for context, n in counts.loc[name].items()
         )
-        rows.append(f"<tr><th>{_text(name)}</th>{cells}")
+        rows.append(f"<tr><th>{text(name)}</th>{cells}")
     more = f" {len(order) - len(shown)} more perturbation(s) are not listed." if len(shown) < len(order) else ""
     return (
         f"<p>{adata.n_obs:,} cells, {adata.n_vars:,} genes; {int((~is_test).sum()):,} cells for training, "
         f"{int(is_test.sum()):,} held out.</p><div class=wide><table><thead><tr><th class=text>"
-        f"{_text(job.perturbation_key)} \\ {_text(job.context_key)}</th>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+        f"{text(job.perturbation_key)} \\ {text(job.context_key)}</th>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
         f"</div><p class=soft>Cells per group; shaded: held out.{more}</p>"
     )
 
@@ -231,21 +191,5 @@ def _settings(result: Result) -> str:
     options["device"] = device
     versions = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
     return (
-        _pairs(options) + "<h3>Versions</h3>" + _pairs({"packages": ", ".join(f"{k} {v}" for k, v in versions.items())})
+        pairs(options) + "<h3>Versions</h3>" + pairs({"packages": ", ".join(f"{k} {v}" for k, v in versions.items())})
     )
-
-
-def _pairs(items: dict) -> str:
-    return "<dl>" + "".join(f"<dt>{_text(str(k))}</dt><dd>{_text(str(v))}</dd>" for k, v in items.items()) + "</dl>"
-
-
-def _list(items: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>"
-
-
-def _cell(tag: str, content: str, class_: str) -> str:
-    return f'<{tag} class="{class_}">{content}</{tag}>' if class_ else f"<{tag}>{content}</{tag}>"
-
-
-def _text(value: str) -> str:
-    return html.escape(value)
