@@ -188,6 +188,24 @@ def test_pairwise_edistance_of_sparse_and_single_precision():
     np.testing.assert_allclose(pairwise_edistance([sparse.csc_matrix(c) for c in groups]), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"unbiased": True}])
+@pytest.mark.parametrize("spread", [1.0, 1e-2])
+def test_pairwise_edistance_of_wide_cells(options, spread):
+    """Products in single precision; a small spread around two far centres needs the double precision they lack."""
+    rng = np.random.default_rng(0)
+    groups = [spread * rng.normal(size=(12, 300)) + (number % 2) for number in range(4)]
+    groups.append(groups[0] + 1e-3 * spread * rng.normal(size=(12, 300)))
+    expected = np.array([[edistance(first, second, **options) for second in groups] for first in groups])
+    scale = mean_pairwise(groups[0], groups[1])
+    np.testing.assert_allclose(pairwise_edistance(groups, **options), expected, rtol=1e-5, atol=1e-8 * scale)
+    np.testing.assert_allclose(
+        pairwise_edistance(groups, groups[:2], **options), expected[:, :2], rtol=1e-5, atol=1e-8 * scale
+    )
+    if not options:
+        copies = [cells[::-1].copy() for cells in groups]
+        assert not np.diag(pairwise_edistance(groups, copies)).any()
+
+
 def test_pairwise_edistance_ranks_the_right_group_first():
     rng = np.random.default_rng(0)
     observed = [rng.normal(size=(40, 5)) + 2 * rng.normal(size=5) for _ in range(8)]
@@ -209,7 +227,7 @@ def test_pairwise_edistance_names_the_bad_group():
         pairwise_edistance(groups, [groups[0], np.array([[np.nan, 0, 0, 0]])])
 
 
-@pytest.mark.parametrize("n_vars", [5, 40])
+@pytest.mark.parametrize("n_vars", [5, 400])
 def test_pairwise_edistance_is_pertpys(n_vars):
     """pertpy 1.0 takes unsquared distances and counts a cell with itself."""
     distances = pytest.importorskip("pertpy.tools", reason="needs the extra pertpy", exc_type=ImportError)

@@ -140,7 +140,7 @@ def squared_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     limit = SQUARE_RESOLUTION * (sizes.max() + other_sizes.max())
     # no pair is looked at twice in the usual case that none is near
     if squares.min() < limit:
-        rows, columns = np.nonzero(squares < limit)
+        rows, columns = np.divmod(np.flatnonzero(squares < limit), squares.shape[1])
         rounding = squares[rows, columns] < SQUARE_RESOLUTION * (sizes[rows] + other_sizes[columns])
         squares[rows[rounding], columns[rounding]] = 0.0
     return squares

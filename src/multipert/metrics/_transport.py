@@ -8,14 +8,15 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from ._cells import Cells, Matrix, as_cells
+from ._threads import thread_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from scipy import sparse
 
 EPSILON_SHARE = 0.05
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 BLOCK_GENES = 256
 # 1 GiB of single precision
 MAX_KERNEL_SIZE = 2**28
@@ -184,14 +185,16 @@ def _cost(first: Cells, second: Cells, epsilon: float, max_iter: int, tolerance:
     x, y = first.dense() - second.mean, second.dense() - second.mean
     g = np.zeros(len(y))
     n_left = max_iter
-    for strength in _annealed(epsilon, EPSILON_SHARE * mean_cost):
-        # in these units the exponent -cost / strength is x @ y less half of both squares, which p and q absorb
-        unit = np.sqrt(strength / 2)
-        x_squares, y_squares = _half_squares(x / unit), _half_squares(y / unit)
-        p, q, error, n_left = _potentials(x / unit, y / unit, g / strength - y_squares, n_left, tolerance)
-        f, g = strength * (p + x_squares), strength * (q + y_squares)
-        if n_left <= 0:
-            break
+    with thread_map() as map_blocks:
+        for strength in _annealed(epsilon, EPSILON_SHARE * mean_cost):
+            # in these units the exponent -cost / strength is x @ y less half of both squares, which p and q absorb
+            unit = np.sqrt(strength / 2)
+            x_squares, y_squares = _half_squares(x / unit), _half_squares(y / unit)
+            start = g / strength - y_squares
+            p, q, error, n_left = _potentials(x / unit, y / unit, start, n_left, tolerance, map_blocks)
+            f, g = strength * (p + x_squares), strength * (q + y_squares)
+            if n_left <= 0:
+                break
     if strength > epsilon or error > tolerance:
         warnings.warn(
             f"Sinkhorn stopped after `max_iter` = {max_iter} iterations at strength {strength:.3g} with an error of "
@@ -217,7 +220,7 @@ def _row_blocks(n: int) -> list[slice]:
 
 
 def _potentials(
-    x: np.ndarray, y: np.ndarray, q: np.ndarray, n_left: int, tolerance: float
+    x: np.ndarray, y: np.ndarray, q: np.ndarray, n_left: int, tolerance: float, map_blocks: Callable
 ) -> tuple[np.ndarray, np.ndarray, float, int]:
     """Potentials p, q for which the density exp(p_i + q_j + x_i @ y_j) has margins of mean 1.
 
@@ -225,70 +228,77 @@ def _potentials(
     """
     while True:
         # a step in logarithms is safe from any start; the scalings that follow are faster but must stay near 1
-        p = -_log_mean_exp(x, y, q)
-        q = -_log_mean_exp(y, x, p)
-        u, v, error, n_left = _scalings(_Kernel(x, y, p, q), n_left - 1, tolerance)
+        p = -_log_mean_exp(x, y, q, map_blocks)
+        q = -_log_mean_exp(y, x, p, map_blocks)
+        u, v, error, n_left = _scalings(_Kernel(x, y, p, q, map_blocks), n_left - 1, tolerance, map_blocks)
         p, q = p + np.log(u), q + np.log(v)
         if error <= tolerance or n_left <= 0:
             return p, q, error, n_left
 
 
-def _log_mean_exp(x: np.ndarray, y: np.ndarray, q: np.ndarray) -> np.ndarray:
+def _log_mean_exp(x: np.ndarray, y: np.ndarray, q: np.ndarray, map_blocks: Callable) -> np.ndarray:
     """Logarithm of the mean over j of exp(q_j + x_i @ y_j)."""
-    result = np.empty(len(x))
-    for rows in _row_blocks(len(x)):
+
+    def of_block(rows: slice) -> np.ndarray:
         exponents = x[rows] @ y.T
         exponents += q
         top = exponents.max(axis=1, keepdims=True)
         exponents -= top
-        result[rows] = np.log(np.exp(exponents, out=exponents).mean(axis=1)) + top[:, 0]
-    return result
+        return np.log(np.exp(exponents, out=exponents).mean(axis=1)) + top[:, 0]
+
+    return np.concatenate(list(map_blocks(of_block, _row_blocks(len(x)))))
 
 
 class _Kernel:
     """Blocks of rows of exp(p_i + q_j + x_i @ y_j) in single precision, never 0; kept if they are not too many."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray) -> None:
+    def __init__(self, x: np.ndarray, y: np.ndarray, p: np.ndarray, q: np.ndarray, map_blocks: Callable) -> None:
         self.x, self.y, self.p, self.q = x, y, p, q
         self.shape = len(x), len(y)
-        self.kept: list[tuple[slice, np.ndarray]] | None = None
+        self.kept: dict[int, np.ndarray] = {}
         if len(x) * len(y) <= MAX_KERNEL_SIZE:
-            self.kept = list(self)
+            blocks = _row_blocks(len(x))
+            self.kept = dict(zip((rows.start for rows in blocks), map_blocks(self.block, blocks), strict=True))
 
-    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return map(self._block, _row_blocks(len(self.x))) if self.kept is None else iter(self.kept)
-
-    def _block(self, rows: slice) -> tuple[slice, np.ndarray]:
+    def block(self, rows: slice) -> np.ndarray:
+        if rows.start in self.kept:
+            return self.kept[rows.start]
         # the terms are large and cancel, so only their sum is rounded
         exponents = self.x[rows] @ self.y.T
         exponents += self.p[rows, None]
         exponents += self.q
         block = exponents.astype(np.float32)
         np.maximum(block, SMALLEST_EXPONENT, out=block)
-        return rows, np.exp(block, out=block)
+        return np.exp(block, out=block)
 
 
-def _scalings(kernel: _Kernel, n_left: int, tolerance: float) -> tuple[np.ndarray, np.ndarray, float, int]:
+def _scalings(
+    kernel: _Kernel, n_left: int, tolerance: float, map_blocks: Callable
+) -> tuple[np.ndarray, np.ndarray, float, int]:
     """Row and column scalings of the kernel, the error of its margins, and the iterations left."""
     n_rows, n_columns = kernel.shape
     u, v = np.ones(n_rows, np.float32), np.ones(n_columns, np.float32)
     error = np.inf
-    while True:
-        new = np.empty_like(u)
-        columns = np.zeros(n_columns)
+
+    def of_block(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        # both products while the block is in the cache
+        block = kernel.block(rows)
         with np.errstate(over="ignore", divide="ignore"):
-            for rows, block in kernel:
-                # both products while the block is in the cache
-                new[rows] = n_columns / (block @ v)
-                columns += new[rows] @ block
-            columns /= n_rows
+            scaling = n_columns / (block @ v)
+            return scaling, scaling @ block
+
+    while True:
+        scalings, products = zip(*map_blocks(of_block, _row_blocks(n_rows)), strict=True)
+        new = np.concatenate(scalings)
+        columns = np.sum(products, axis=0, dtype=np.float64) / n_rows
+        with np.errstate(divide="ignore"):
             largest = max(np.abs(np.log(new)).max(), np.abs(np.log(columns)).max())
         n_left -= 1
         if not largest <= MAX_LOG_SCALING:
             return u, v, error, n_left
         # rows are exact here, so that the columns hold all of the error
         error = float(np.mean(np.abs(v * columns - 1)))
-        u, v = new, (1 / columns).astype(np.float32)
+        u, v = new, np.asarray(1 / columns, dtype=np.float32)
         if error <= tolerance or n_left <= 0:
             return u, v, error, n_left
 
