@@ -6,7 +6,15 @@ from sklearn.metrics import r2_score
 from multipert import metrics
 
 PAIR = (
-    *(metrics.rmse, metrics.mae, metrics.mse, metrics.r2, metrics.r2_pearson, metrics.edistance, metrics.low_variance_share),
+    *(
+        metrics.rmse,
+        metrics.mae,
+        metrics.mse,
+        metrics.r2,
+        metrics.r2_pearson,
+        metrics.edistance,
+        metrics.low_variance_share,
+    ),
     *(metrics.mean_pairwise, metrics.variance_ratio, metrics.mmd_linear, metrics.mmd_rbf),
 )
 TRIPLE = (metrics.pearson_delta, metrics.cosine_logfc, metrics.de_overlap)

@@ -5,7 +5,13 @@ from ._bootstrap import bootstrap
 from ._calibrate import calibrate, leaderboard, summarise
 from ._catalogue import METRICS, PRESETS
 from ._centroid import centroid_accuracy, pearson_centroid
-from ._challenge import ChallengeScore, challenge_score, de_overlap_at_n, evaluate_challenge, perturbation_discrimination
+from ._challenge import (
+    ChallengeScore,
+    challenge_score,
+    de_overlap_at_n,
+    evaluate_challenge,
+    perturbation_discrimination,
+)
 from ._classifier import classifier_auc
 from ._collapse import Collapse, collapse
 from ._de import (

@@ -20,6 +20,8 @@ class Cells:
 
     def __init__(self, values: np.ndarray | sparse.csr_matrix) -> None:
         self.values = values
+        self.within: float | None = None
+        """Mean distance between two of the cells, once a distance has needed it."""
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -51,6 +53,12 @@ class Cells:
             squares = _sum_of_stored(self.values, stored) + n_zero * self.mean**2
         variance = squares / (len(self) - 1)
         return np.where(variance < VARIANCE_FLOOR * (1 + self.mean**2), 0.0, variance)
+
+    def sample(self, n: int, seed: int) -> Cells:
+        """At most `n` of the cells, drawn without replacement and in their order; itself if there are no more."""
+        if len(self) <= n:
+            return self
+        return self[np.sort(np.random.default_rng([seed, len(self)]).choice(len(self), n, replace=False))]
 
     def dense(self) -> np.ndarray:
         """All cells as a new dense float64 array."""

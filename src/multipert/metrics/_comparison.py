@@ -25,6 +25,9 @@ DRAWN_SHARE = 0.8
 N_DE_GENES = 100
 N_OBSERVED_COMPONENTS = 256
 MAX_BASIS_CELLS = 2500
+MAX_DISTANCE_CELLS = 1000
+# control cells serve all perturbations of a context, other cells one
+MAX_KEPT_SCORES = 64
 
 
 class Bases:
@@ -42,6 +45,16 @@ class Bases:
 
     def __init__(self, training: list[Group], observed: list[Group], seed: int = 0) -> None:
         self._training, self._observed, self._seed = training, observed, seed
+        self._scores: dict[int, tuple[Cells, Cells]] = {}
+
+    def scores(self, cells: Cells, seed: int) -> Cells:
+        """Cells in the components of the training cells, at most `MAX_DISTANCE_CELLS` of them, projected once."""
+        if id(cells) not in self._scores:
+            # the cells are kept with their scores, since the identity of a freed object may be given to another
+            self._scores[id(cells)] = cells, self.training.project(cells.sample(MAX_DISTANCE_CELLS, seed))
+            while len(self._scores) > MAX_KEPT_SCORES:
+                del self._scores[next(iter(self._scores))]
+        return self._scores[id(cells)][1]
 
     @cached_property
     def training(self) -> Basis:
@@ -131,8 +144,8 @@ class Truth:
     @cached_property
     def scores(self) -> tuple[Cells, Cells]:
         """Observed and control cells in the basis."""
-        project = self.bases.training.project
-        return project(self.observed), project(self.control) if self.whole is None else self.whole.scores[1]
+        control = self.bases.scores(self.control, self.seed) if self.whole is None else self.whole.scores[1]
+        return self.bases.scores(self.observed, self.seed), control
 
     @cached_property
     def observed_components(self) -> Cells:
@@ -191,7 +204,7 @@ class Comparison:
     @cached_property
     def scores(self) -> Cells:
         """Predicted cells in the basis."""
-        return self.truth.bases.training.project(self.predicted)
+        return self.truth.bases.scores(self.predicted, self.truth.seed)
 
     @cached_property
     def observed_components(self) -> Cells:

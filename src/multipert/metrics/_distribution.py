@@ -70,7 +70,7 @@ def edistance(
     if squared:
         return 2 * factor * squared_mean_distance(first, second, unbiased=unbiased)
     between = mean_pair_distance(first, second)
-    within = mean_pair_distance(first, first), mean_pair_distance(second, second)
+    within = mean_distance_within(first), mean_distance_within(second)
     if unbiased:
         return factor * (2 * between - within[0] * without_self(first) - within[1] * without_self(second))
     distance = 2 * between - within[0] - within[1]
@@ -119,6 +119,13 @@ def mean_pair_distance(first: Cells, second: Cells) -> float:
         for other in second.blocks():
             total += np.sqrt(squared_distances(left, right_factor(other - centre))).sum()
     return float(total / (len(first) * len(second)))
+
+
+def mean_distance_within(cells: Cells) -> float:
+    """Mean Euclidean distance over all ordered pairs of one group, computed once for each group."""
+    if cells.within is None:
+        cells.within = mean_pair_distance(cells, cells)
+    return cells.within
 
 
 def left_factor(cells: np.ndarray) -> np.ndarray:
