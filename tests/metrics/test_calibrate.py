@@ -103,6 +103,18 @@ def test_undefined_values_are_counted_and_left_out():
     assert table.loc["prediction", ["value", "n_groups", "n_undefined"]].tolist() == [0.5, 2, 1]
 
 
+def test_groups_of_a_few_cells_are_left_out_of_means():
+    many = frame_of([("prediction", 0.5), ("no_change", 1.0), ("ceiling", 0.4)], "edistance")
+    few = frame_of([("prediction", 9.0), ("no_change", 1.0), ("ceiling", 9.0)], "edistance", perturbation="B")
+    # the ceiling compares one half with the other
+    many = many.assign(n_predicted=[30, 30, 5], n_observed=[10, 10, 5])
+    few = few.assign(n_predicted=[30, 30, 4], n_observed=[9, 9, 5])
+    table = summarise(pd.concat([many, few])).set_index("predictor")
+    assert table["value"].to_dict() == {"prediction": 0.5, "no_change": 1.0, "ceiling": 0.4}
+    assert set(table["n_groups"]) == {1}
+    assert summarise(few).set_index("predictor").loc["prediction", "value"] == 9.0
+
+
 def test_leaderboard_counts_scores_that_can_tell():
     rows = [("prediction", 0.7), ("no_change", 0.2), ("ceiling", 0.9)]
     flat = [("prediction", 0.9), ("no_change", 0.2), ("ceiling", 0.21)]

@@ -180,3 +180,34 @@ def test_signed_data_are_not_clipped(transfer):
     shift = np.mean([delta(training, "A", context) for context in "wxy"], axis=0)
     cells = control.X[(control.obs["context"] == "z").to_numpy()]
     assert value(frame, "mean_shift") == pytest.approx(metrics.rmse(cells + shift, observed.X), rel=1e-9)
+
+
+def test_many_control_cells_are_drawn_from_and_not_all_moved(transfer, monkeypatch):
+    """Shifted references and distances use a drawn part of the cells, means of control all of them."""
+    observed, control, training = transfer
+    whole = evaluate(None, observed, control, metrics=["rmse", "edistance"], training=training)
+    monkeypatch.setattr("multipert.metrics._table.N_MOVED_CELLS", 10)
+    monkeypatch.setattr("multipert.metrics._comparison.MAX_DISTANCE_CELLS", 10)
+    frame = evaluate(None, observed, control, metrics=["rmse", "edistance"], training=training)
+    sizes = frame.drop_duplicates("predictor").set_index("predictor")["n_predicted"]
+    assert sizes["mean_shift"] == sizes["similarity_shift"] == 10
+    assert sizes["no_change"] == (control.obs["context"] == "z").sum()
+    assert value(frame, "no_change") == value(whole, "no_change")
+    assert value(frame, "no_change", "edistance") != value(whole, "no_change", "edistance")
+    pd.testing.assert_frame_equal(
+        frame, evaluate(None, observed, control, metrics=["rmse", "edistance"], training=training)
+    )
+
+
+def test_projected_cells_are_kept_for_their_own_cells_only():
+    """Groups come and go; the scores of one must never be taken for those of another at the same address."""
+    from multipert.metrics._cells import Cells
+    from multipert.metrics._comparison import MAX_KEPT_SCORES, Bases
+
+    rng = np.random.default_rng(0)
+    fitted = Cells(rng.normal(size=(60, 8)))
+    bases = Bases([(fitted, np.arange(60))], [(fitted, np.arange(60))])
+    for _ in range(3 * MAX_KEPT_SCORES):
+        cells = Cells(rng.normal(size=(5, 8)))
+        np.testing.assert_allclose(bases.scores(cells, 0).values, bases.training.project(cells).values)
+    assert bases.scores(cells, 0) is bases.scores(cells, 0)

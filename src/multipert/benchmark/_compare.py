@@ -9,6 +9,7 @@ import pandas as pd
 
 from multipert.data._conditions import close_matches
 from multipert.metrics import METRICS, summarise
+from multipert.metrics._calibrate import has_enough_cells
 from multipert.metrics._calibrate import LEAST_RANGE, losses
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def per_seed(frame: pd.DataFrame, by: Sequence[str], *, per_split: bool = False)
     `split`); a model is calibrated against the references on the groups that it was scored on.
     """
     keep = ["split"] if per_split else []
+    frame = frame[has_enough_cells(frame, _MODEL)]
     references = frame[frame["kind"] != _MODEL].assign(predictor=lambda rows: rows[_MODEL])
     tables = []
     for (model, seed), rows in frame.groupby([_MODEL, "seed"], sort=False, dropna=False):
@@ -73,7 +75,7 @@ def mean(frame: pd.DataFrame, by: Sequence[str], *, per_split: bool) -> pd.DataF
         n_undefined=("n_undefined", "max"),
         n_seeds=("seed", "nunique"),
     ).reset_index()
-    scored = frame.drop_duplicates(["split", *by])
+    scored = frame[has_enough_cells(frame, _MODEL)].drop_duplicates(["split", *by])
     made["is_complete"] = made["n_groups"] == (
         made["split"].map(scored.groupby("split").size()) if per_split else len(scored)
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multipert.metrics import METRICS
+from multipert.metrics._calibrate import LEAST_CELLS, has_enough_cells
 
 from ._compare import counted_metrics
 
@@ -80,6 +81,9 @@ def _metric_lines(results: Results, means: pd.DataFrame, counted: list[str], com
             f"{model} is better than the best reference on {n}, beyond chance on {len(sure)} (Wilcoxon over {groups} groups, "
             "Holm, p < .05)."
         )
+    few = results.frame[~has_enough_cells(results.frame, "model")].drop_duplicates(["split", *results.by])
+    if len(few):
+        lines.append(f"{len(few)} group(s) of fewer than {LEAST_CELLS} observed cells are left out of all means.")
     unsure = [name for name in results.scope.metrics if name not in counted and METRICS[name].is_score]
     if unsure:
         lines.append(f"Not counted, since they cannot tell the ceiling from the baselines here: {', '.join(unsure)}.")

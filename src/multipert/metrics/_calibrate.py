@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEAST_RANGE = 0.2
+LEAST_CELLS = 10
 _NOT_GROUP = ("predictor", "metric", "value", "calibrated", "n_predicted", "n_observed", "n_control", "n_competitors")
 
 
@@ -61,6 +62,9 @@ def calibrate(frame: pd.DataFrame, by: Sequence[str] | None = None) -> pd.DataFr
 def summarise(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean over groups of every predictor and metric, raw and calibrated.
 
+    Groups of fewer than 10 observed cells are left out, unless there are no others: half of so few says nothing about
+    the other half, and one such group can outweigh all others in a mean.
+
     Parameters
     ----------
     frame
@@ -84,6 +88,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """
     _check(frame)
     by = list(by)
+    frame = frame[has_enough_cells(frame)]
     frame = frame.assign(loss=losses(frame), whole=_unhalved(frame))
     groups = frame.groupby([*by, "predictor", "metric"], sort=False, observed=True)
     table = groups.agg(
@@ -151,6 +156,16 @@ def leaderboard(frame: pd.DataFrame, *, predictor: str = "predictor") -> pd.Data
     wide.insert(0, "score", score)
     wide.columns.name = None
     return wide.sort_values("score", ascending=False, kind="stable")
+
+
+def has_enough_cells(frame: pd.DataFrame, predictor: str = "predictor") -> np.ndarray:
+    """Which rows are of groups of at least `LEAST_CELLS` observed cells; all of them if none is, or numbers are missing."""
+    if "n_observed" not in frame or "n_predicted" not in frame:
+        return np.ones(len(frame), dtype=bool)
+    # the ceiling's prediction is the other half of the observed cells
+    n_cells = frame["n_observed"] + frame["n_predicted"].where(frame[predictor] == "ceiling", 0)
+    enough = (n_cells >= LEAST_CELLS).to_numpy()
+    return enough if enough.any() else ~enough
 
 
 def losses(frame: pd.DataFrame) -> pd.Series:
