@@ -1,6 +1,6 @@
 """A benchmark that is killed twice ends with the table of one that was not, on processes and on ray.
 
-Run: python benchmarks/resume.py [small | combinations] [epochs]
+Run: python benchmarks/resume.py [features | small | combinations] [epochs]
 Every registered model x 3 splits x 2 seeds on a simulated screen. Prints the largest difference of any score between the
 undisturbed grid, one whose process was killed twice by SIGKILL, and one on a local ray cluster of two workers.
 """
@@ -27,7 +27,7 @@ JOBS = 2
 
 
 def splits(adata, name: str) -> dict[str, pd.Series]:
-    if name == "small":
+    if name != "combinations":
         contexts = sorted(adata.obs["context"].unique())[:N_SPLITS]
         return {context: mp.splits.context_transfer(adata, context) for context in contexts}
     labels = adata.obs["perturbation"].astype(str)
@@ -45,7 +45,11 @@ def specs(epochs: int) -> list[ModelSpec]:
 
 
 def grid(name: str, epochs: int, out: Path, executor: str = "local") -> Results:
-    adata = mp.datasets.screen(name)
+    if name == "features":
+        # an embedding of the perturbations, which two of the models need
+        adata = mp.datasets.simulate(n_cells=1500, n_vars=100, n_contexts=4, n_perturbations=4, features=4, seed=0)
+    else:
+        adata = mp.datasets.screen(name)
     setup = {}
     if "perturbation_embedding" in adata.uns:
         setup = {"perturbation_embedding_key": "perturbation_embedding"}
@@ -113,7 +117,7 @@ def main(name: str, epochs: int) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    screen_name = sys.argv[1] if len(sys.argv) > 1 else "small"
+    screen_name = sys.argv[1] if len(sys.argv) > 1 else "features"
     n_epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     if len(sys.argv) > 3:
         grid(screen_name, n_epochs, Path(sys.argv[3]))
