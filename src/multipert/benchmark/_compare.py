@@ -9,8 +9,7 @@ import pandas as pd
 
 from multipert.data._conditions import close_matches
 from multipert.metrics import METRICS, summarise
-from multipert.metrics._calibrate import has_enough_cells
-from multipert.metrics._calibrate import LEAST_RANGE, losses
+from multipert.metrics._calibrate import LEAST_RANGE, has_enough_cells, losses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +47,8 @@ def per_seed(frame: pd.DataFrame, by: Sequence[str], *, per_split: bool = False)
         beside = references.merge(rows[["split", *by]].drop_duplicates())
         is_model = rows["kind"].iloc[0] == _MODEL
         both = pd.concat([rows.assign(predictor=_PREDICTION), beside], ignore_index=True) if is_model else beside
-        table = summarise(both, keep)
+        columns = ["split", *by, "predictor", "metric", "value", "n_predicted", "n_observed"]
+        table = summarise(both[columns], keep)
         own = table[table["predictor"] == (_PREDICTION if is_model else model)].drop(columns="predictor")
         tables.append(own.assign(**{_MODEL: model, "kind": rows["kind"].iloc[0], "seed": seed}))
     columns = [_MODEL, "kind", *keep, "seed", "metric", *_AVERAGED, "n_groups", "n_undefined"]

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from ._cells import Cells
     from ._groups import Key
 
 INFLATION = 3.0
+MAX_CONTROL_CELLS = 1000
 
 
 def adversaries(
@@ -25,6 +27,7 @@ def adversaries(
     training: AnnData,
     by: Sequence[str] = (_keys.PERTURBATION, _keys.CONTEXT),
     *,
+    layer: str | None = None,
     control_label: str = _keys.CONTROL,
     delimiter: str | None = "+",
     seed: int = 0,
@@ -41,7 +44,7 @@ def adversaries(
     - `log1p twice`: the observed cells with log1p taken again;
     - `variance inflated`: the mean shift of the other contexts (of the context's other perturbations where there is
       none), the spread of its cells tripled;
-    - `permuted`: the observed cells of another perturbation of the context, if there is one;
+    - `permuted`: the observed cells of another perturbation of the context, for the contexts that have one;
     - `genes shuffled`: the observed cells with their genes in a random order.
 
     Parameters
@@ -54,12 +57,14 @@ def adversaries(
         Training cells, control and perturbed.
     by
         obs columns: first the perturbation, then what makes the context.
+    layer
+        Layer to read in place of `X`; the predictions hold theirs in `X`.
     control_label
         The label of control cells.
     delimiter
         What separates the parts of a combination; None takes every label whole.
     seed
-        Of the order of the genes.
+        Of the order of the genes, and of the control cells that are taken where a context has more than 1,000.
 
     Returns
     -------
@@ -86,7 +91,7 @@ def adversaries(
     by = [by] if isinstance(by, str) else list(by)
     check_genes(observed, control=control, training=training)
     groups = {
-        name: GroupedCells(name, adata, by, layer=None, control_label=control_label, delimiter=delimiter)
+        name: GroupedCells(name, adata, by, layer=layer, control_label=control_label, delimiter=delimiter)
         for name, adata in (("observed", observed), ("control", control), ("training", training))
     }
     truth = groups["observed"]
@@ -108,15 +113,15 @@ def adversaries(
     for key in keys:
         of_context.setdefault(key[1:], []).append(key)
 
-    def own_control(key: Key) -> np.ndarray:
-        return groups["control"][(control_label, *key[1:])].dense()
+    def own_control(key: Key) -> Cells:
+        return groups["control"][(control_label, *key[1:])].sample(MAX_CONTROL_CELLS, seed)
 
     def context_mean(key: Key) -> np.ndarray:
-        centroid = made.perturbed_centroid(key[1:])
+        centroid = made.perturbed_centroid(key)
         return np.tile(everywhere if centroid is None else centroid, (len(truth[key]), 1))
 
     def inflated(key: Key) -> np.ndarray:
-        cells = groups["control"][(control_label, *key[1:])]
+        cells = own_control(key)
         moved = made.predict("mean_shift", key, cells) or made.predict("context_mean", key, cells) or cells
         return np.maximum(moved.mean + INFLATION * (moved.dense() - moved.mean), 0.0 if made.clip else -np.inf)
 
@@ -126,18 +131,20 @@ def adversaries(
 
     makers: dict[str, Callable[[Key], np.ndarray]] = {
         "constant": lambda key: np.tile(overall, (len(truth[key]), 1)),
-        "control copy": own_control,
+        "control copy": lambda key: own_control(key).dense(),
         "context mean": context_mean,
         "log1p twice": lambda key: np.log1p(truth[key].dense()),
         "variance inflated": inflated,
         "permuted": other,
         "genes shuffled": lambda key: truth[key].dense()[:, order],
     }
-    if all(len(own) == 1 for own in of_context.values()):
+    exchangeable = [key for key in keys if len(of_context[key[1:]]) > 1]
+    if not exchangeable:
         del makers["permuted"]
     if made.clip is False:
         del makers["log1p twice"]
-    return {name: _as_anndata({key: make(key) for key in keys}, by, observed) for name, make in makers.items()}
+    wanted = {name: exchangeable if name == "permuted" else keys for name in makers}
+    return {name: _as_anndata({key: make(key) for key in wanted[name]}, by, observed) for name, make in makers.items()}
 
 
 def _as_anndata(cells: dict[Key, np.ndarray], by: list[str], observed: AnnData) -> AnnData:

@@ -74,10 +74,16 @@ def summarise(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
 
     Returns
     -------
-    One row per predictor and metric with `value` and `median` over groups, `calibrated` (from the means, so that a group
-    with hardly any effect cannot dominate), `dynamic_range` (which share of the way from the baseline to a perfect score
+    One row per predictor and metric with `value` and `median` over the groups where it is defined, `calibrated` (from the
+    means, so that a group with hardly any effect cannot dominate; over all groups with a ceiling, where a predictor without
+    a value earns what `no_change` earns), `dynamic_range` (which share of the way from the baseline to a perfect score
     a second sample of as many cells goes: the ceiling, corrected for halving where a rule is known), `n_groups` and
     `n_undefined`.
+
+    Raises
+    ------
+    ValueError
+        If a group has two values of one predictor and metric, as when the frames of two models are joined as they are.
 
     Examples
     --------
@@ -88,23 +94,45 @@ def summarise(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """
     _check(frame)
     by = list(by)
+    group = [column for column in frame if column not in _NOT_GROUP]
+    _check_repeats(frame, group)
     frame = frame[has_enough_cells(frame)]
     frame = frame.assign(loss=losses(frame), whole=_unhalved(frame))
-    groups = frame.groupby([*by, "predictor", "metric"], sort=False, observed=True)
-    table = groups.agg(
+    keys = [*by, "metric", "predictor"]
+    table = frame.groupby(keys, sort=False, observed=True, dropna=False).agg(
         value=("value", "mean"),
         median=("value", "median"),
-        loss=("loss", "mean"),
-        whole=("whole", "mean"),
         n_groups=("value", "size"),
         n_undefined=("value", lambda values: int(values.isna().sum())),
-    ).reset_index()
-    base, top = _ends(table, table["loss"], [*by, "metric"])
-    table["calibrated"] = _between(table["loss"], base, top)
-    _, top = _ends(table, table["whole"], [*by, "metric"])
-    best = table["metric"].map(lambda name: float(METRICS[name].loss(METRICS[name].best)))
+    )
+    index = list(dict.fromkeys([*by, "metric", *group]))
+    wide = frame.set_index([*index, "predictor"])["loss"].unstack("predictor")
+    whole = frame[frame["predictor"] == "ceiling"].set_index(index)["whole"].reindex(wide.index)
+    if "ceiling" in wide:
+        # one set of groups for all: those whose ceiling is known
+        known = wide["ceiling"].notna()
+        wide, whole = wide[known], whole[known]
+    if "no_change" in wide:
+        # what is not defined, or could not be made, earns what doing nothing earns
+        fill = [name for name in wide if name != "ceiling"]
+        wide[fill] = wide[fill].apply(lambda column: column.fillna(wide["no_change"]))
+    levels = [*by, "metric"]
+    means = wide.groupby(level=levels, sort=False, observed=True, dropna=False).mean()
+    baselines = [name for name in BASELINES if name in means]
+    base = means[baselines].min(axis=1) if baselines else pd.Series(np.nan, index=means.index)
+    top = means["ceiling"] if "ceiling" in means else pd.Series(np.nan, index=means.index)
+    names = means.index.get_level_values("metric")
+    best = np.array([float(METRICS[name].loss(METRICS[name].best)) for name in names])
+    top_of_whole = whole.groupby(level=levels, sort=False, observed=True, dropna=False).mean()
     with np.errstate(invalid="ignore", divide="ignore"):
-        table["dynamic_range"] = np.where(base > best, (base - top) / (base - best), np.nan)
+        reach = np.where(base > best, (base - top_of_whole.reindex(means.index)) / (base - best), np.nan)
+    calibrated = means.apply(
+        lambda column: pd.Series(_between(column, base.to_numpy(), top.to_numpy()), index=means.index)
+    )
+    table["calibrated"] = calibrated.stack().reindex(table.index) if len(calibrated) else np.nan
+    table = table.reset_index()
+    spread = pd.Series(reach, index=means.index, name="dynamic_range").reset_index()
+    table = table.merge(spread, on=levels, how="left")
     columns = ["value", "median", "calibrated", "dynamic_range", "n_groups", "n_undefined"]
     return table[[*by, "predictor", "metric", *columns]]
 
@@ -121,7 +149,8 @@ def leaderboard(frame: pd.DataFrame, *, predictor: str = "predictor") -> pd.Data
     frame
         Frame of :func:`evaluate`, or several of them with columns that tell them apart.
     predictor
-        Column that names what is ranked.
+        Column that names what is ranked, such as "model" in the joined frames of several models: it takes the place of
+        "prediction", and the references, which are the same in all of them, are taken once.
 
     Returns
     -------
@@ -140,7 +169,7 @@ def leaderboard(frame: pd.DataFrame, *, predictor: str = "predictor") -> pd.Data
     {'ceiling': 1.0, 'prediction': 0.67, 'mean_shift': 0.0, 'no_change': -1.0}
     """
     if predictor != "predictor":
-        frame = frame.drop(columns="predictor", errors="ignore").rename(columns={predictor: "predictor"})
+        frame = _renamed(frame, predictor)
     table = summarise(frame)
     wide = table.pivot(index="predictor", columns="metric", values="calibrated")
     wide = wide[list(dict.fromkeys(table["metric"]))]
@@ -156,6 +185,28 @@ def leaderboard(frame: pd.DataFrame, *, predictor: str = "predictor") -> pd.Data
     wide.insert(0, "score", score)
     wide.columns.name = None
     return wide.sort_values("score", ascending=False, kind="stable")
+
+
+def _renamed(frame: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Joined frames with the predictions named by a column, and the references once."""
+    if column not in frame:
+        raise KeyError(f"`frame` has no column {column!r}; it has {', '.join(map(str, frame))}.")
+    if "predictor" not in frame:
+        return frame.rename(columns={column: "predictor"})
+    is_prediction = frame["predictor"] == "prediction"
+    named = frame.assign(predictor=frame["predictor"].where(~is_prediction, frame[column])).drop(columns=column)
+    group = [name for name in named if name not in _NOT_GROUP]
+    references = named[~is_prediction].drop_duplicates([*group, "predictor", "metric"])
+    return pd.concat([named[is_prediction], references], ignore_index=True)
+
+
+def _check_repeats(frame: pd.DataFrame, group: list[str]) -> None:
+    n_repeats = int(frame.duplicated([*group, "predictor", "metric"]).sum())
+    if n_repeats:
+        raise ValueError(
+            f"`frame` has {n_repeats} rows with a group, predictor and metric that an earlier row has; keep models apart "
+            "by a column of their own and name it with `leaderboard(frame, predictor=...)`, or drop the repeats."
+        )
 
 
 def has_enough_cells(frame: pd.DataFrame, predictor: str = "predictor") -> np.ndarray:

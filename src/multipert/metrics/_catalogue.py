@@ -116,6 +116,7 @@ _POOLED: dict[str, tuple[str, Better, float]] = {
 _lower = partial(Metric, better="lower", best=0.0)
 _restated = partial(_lower, is_score=False)
 _by_context = partial(Metric, by_context=True)
+_among = partial(Metric, by_context=True, is_rank=True)
 
 METRICS: dict[str, Metric] = {
     # error and fit of the means
@@ -143,6 +144,7 @@ METRICS: dict[str, Metric] = {
         for k in N_TOP
     },
     "rmse_large_effect": _lower(_on_large(rmse), "as rmse, over genes with a large effect"),
+    "pearson_large_effect": Metric(_on_large(_pearson), "as pearson, over genes with a large effect", is_score=False),
     "r2_large_effect": Metric(_on_large(r2), "as r2, over genes with a large effect"),
     "r2_pearson_bootstrap": Metric(
         lambda c: c.r2_pearson_bootstrap(), "as r2_pearson, mean over 100 draws of 80 % of the cells", is_score=False
@@ -174,50 +176,48 @@ METRICS: dict[str, Metric] = {
     ),
     "pearson_centroid_top20": Metric(_centroid(20), "as pearson_centroid, over the 20 most changed genes", null=0.0),
     # ranks among the perturbations of the context
-    "rank_rmse": _by_context(_rank("rmse", "lower"), "rank of the own prediction by rmse", "lower", 0.0),
-    "rank_mae": _by_context(_rank("mae", "lower"), "rank of the own prediction by mae", "lower", 0.0),
-    "rank_r2": _by_context(_rank("r2", "higher"), "rank of the own prediction by r2", "lower", 0.0),
-    "rank_r2_pearson": _by_context(
-        _rank("r2_pearson", "higher"), "rank of the own prediction by r2_pearson", "lower", 0.0
-    ),
-    "rank_pearson_delta": _by_context(
+    "rank_rmse": _among(_rank("rmse", "lower"), "rank of the own prediction by rmse", "lower", 0.0),
+    "rank_mae": _among(_rank("mae", "lower"), "rank of the own prediction by mae", "lower", 0.0),
+    "rank_r2": _among(_rank("r2", "higher"), "rank of the own prediction by r2", "lower", 0.0),
+    "rank_r2_pearson": _among(_rank("r2_pearson", "higher"), "rank of the own prediction by r2_pearson", "lower", 0.0),
+    "rank_pearson_delta": _among(
         _rank("pearson_delta", "higher"), "rank of the own prediction by pearson_delta", "lower", 0.0, 0.5
     ),
-    "rank_cosine_logfc": _by_context(
+    "rank_cosine_logfc": _among(
         _rank("cosine_logfc", "higher"), "rank of the own prediction by cosine_logfc", "lower", 0.0, 0.5
     ),
-    "rank_edistance": _by_context(
+    "rank_edistance": _among(
         lambda panel: panel.rank_of_edistance(),
         "rank of the own prediction by edistance",
         "lower",
         0.0,
         needs="cells",
     ),
-    "discrimination_rmse": _by_context(
+    "discrimination_rmse": _among(
         _rank("rmse", "lower", "observations"), "rank of the own observation by rmse", "lower", 0.0
     ),
-    "discrimination_pearson_delta": _by_context(
+    "discrimination_pearson_delta": _among(
         _rank("pearson_delta", "higher", "observations"),
         "rank of the own observation by pearson_delta",
         "lower",
         0.0,
         0.5,
     ),
-    "discrimination_cosine_logfc": _by_context(
+    "discrimination_cosine_logfc": _among(
         _rank("cosine_logfc", "higher", "observations"),
         "rank of the own observation by cosine_logfc",
         "lower",
         0.0,
         0.5,
     ),
-    "discrimination_edistance": _by_context(
+    "discrimination_edistance": _among(
         lambda panel: panel.rank_of_edistance("observations"),
         "rank of the own observation by edistance",
         "lower",
         0.0,
         needs="cells",
     ),
-    "centroid_accuracy": _by_context(
+    "centroid_accuracy": _among(
         lambda panel: centroid_accuracy(panel.predicted, panel.observed),
         "share of the other observed means that are farther from the prediction than its own",
     ),
@@ -322,7 +322,7 @@ METRICS: dict[str, Metric] = {
         "share of the significant genes found among as many predicted ones",
         published="DES",
     ),
-    "pds": _by_context(
+    "pds": _among(
         lambda panel: panel.discrimination(),
         "one minus the rank of the own observed change, target gene left out",
         published="PDS",
@@ -362,6 +362,7 @@ _UNHALVED = {
         "pearson",
         "pearson_top20",
         "pearson_top50",
+        "pearson_large_effect",
         "pearson_delta",
         "pearson_delta_top20",
         "pearson_delta_top50",
@@ -419,7 +420,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "rank_edistance",
         "de_recall20",
     ),
-    "perturbnet": ("r2", "pearson", "r2_top50", "pearson_top50", "r2_large_effect", "rmse_large_effect"),
+    "perturbnet": ("r2", "pearson", "r2_top50", "pearson_top50", "r2_large_effect", "pearson_large_effect"),
     "lpm": tuple(name for name in METRICS if name.startswith("pooled_")) + ("pearson_delta", "pearson_delta_top20"),
     "vcc": ("des", "pds", "mae"),
 }

@@ -174,18 +174,17 @@ class Truth:
 
     @cached_property
     def de_labels(self) -> np.ndarray:
-        """Which genes are differentially expressed, by all observed cells."""
-        return self.whole.de_labels if self.whole is not None else de_genes(self.observed, self.control)
+        """Which genes are differentially expressed, by these observed cells."""
+        return de_genes(self.observed, self.control)
 
     def most_changed(self, k: int) -> np.ndarray:
-        """Positions of the `k` most changed genes by size of Welch's t, of all observed cells."""
-        return self.whole.most_changed(k) if self.whole is not None else _top_genes(self.t, k, "absolute")
+        """Positions of the `k` most changed genes by size of Welch's t, by these observed cells."""
+        # those of the whole would be chosen with the other half too, which is the prediction
+        return _top_genes(self.t, k, "absolute")
 
     @cached_property
     def large_effect(self) -> np.ndarray:
-        """Positions of the genes with a large effect, of all observed cells."""
-        if self.whole is not None:
-            return self.whole.large_effect
+        """Positions of the genes with a large effect, by these observed cells."""
         return large_effect_genes(self.observed, self.control)
 
     @cached_property

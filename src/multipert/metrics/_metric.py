@@ -35,6 +35,8 @@ class Metric:
         Whether all groups of one context are needed.
     needs
         What a metric of all groups needs of them: "means", "variances" or "cells".
+    is_rank
+        Whether the value depends on the number of competitors.
     unhalve
         Turns what one half of the observed cells says about the other into what a second sample as large as the whole
         would say about it. None where no rule is known.
@@ -57,6 +59,7 @@ class Metric:
     null: float | None = None
     by_context: bool = False
     needs: Needs = "means"
+    is_rank: bool = False
     unhalve: Callable[[float], float] | None = None
     is_score: bool = True
     published: str = ""

@@ -49,7 +49,7 @@ def entry(comparison: Comparison, needs: Collection[Needs], max_cells: int) -> E
     needs
         What they need.
     max_cells
-        At most so many cells of a group, the first in the order of their names.
+        At most so many cells of a group, drawn by the seed of the truth.
 
     Returns
     -------
@@ -57,7 +57,6 @@ def entry(comparison: Comparison, needs: Collection[Needs], max_cells: int) -> E
     """
     truth = comparison.truth
     genes = np.zeros(0, dtype=int) if truth.target_genes is None else truth.target_genes
-    some = slice(0, max_cells)
     return Entry(
         comparison.predicted.mean,
         truth.observed.mean,
@@ -65,8 +64,8 @@ def entry(comparison: Comparison, needs: Collection[Needs], max_cells: int) -> E
         len(truth.observed),
         truth.control.mean,
         genes,
-        comparison.scores[some] if "cells" in needs else None,
-        truth.scores[0][some] if "cells" in needs else None,
+        comparison.scores.sample(max_cells, truth.seed) if "cells" in needs else None,
+        truth.scores[0].sample(max_cells, truth.seed) if "cells" in needs else None,
     )
 
 

@@ -63,41 +63,43 @@ class References:
         self.with_control = self.contexts.pop(control_label, [])
         # keys come sorted by perturbation, so that few perturbations are needed at a time
         self.deltas = lru_cache(maxsize=64)(self._deltas)
-        self.context_delta = lru_cache(maxsize=None)(self._context_delta)
+        self.context_sum = lru_cache(maxsize=None)(self._context_sum)
         self.strength = lru_cache(maxsize=None)(self._strength)
 
-    def predict(self, name: str, key: Key, control: Cells) -> Cells | None:
+    def predict(self, name: str, key: Key, control: Cells, moved: Cells | None = None) -> Cells | None:
         """Cells of one reference for one group.
 
         Parameters
         ----------
         name
-            A key of `REFERENCES` other than "ceiling".
+            One of those that need training cells.
         key
             Perturbation and context of the group.
         control
             Control cells of the group.
+        moved
+            Those of them that are moved; None moves all.
 
         Returns
         -------
-        As many cells as `control` has; None if the training cells do not suffice.
+        As many cells as are moved; None if the training cells do not suffice.
         """
-        if name == "no_change":
-            return control
-        if name == "control_mean":
-            return Cells(np.tile(control.mean, (len(control), 1)))
+        moved = control if moved is None else moved
         if name == "knn":
-            return self._knn(key, len(control))
+            return self._knn(key, len(moved))
         shift = getattr(self, f"_{name}")(key, control)
         if shift is None:
             return None
-        cells = control.dense() + shift
+        # what the moved cells differ from all control cells by chance must not count against the reference
+        cells = moved.dense() + (shift + control.mean - moved.mean)
         return Cells(np.maximum(cells, 0.0, out=cells) if self.clip else cells)
 
-    def perturbed_centroid(self, context: Key) -> np.ndarray | None:
-        """Mean over the training perturbations of a context of their mean vectors; None if there is none."""
-        delta = self.context_delta(context)
-        return None if delta is None else delta + self.control_means[context]
+    def perturbed_centroid(self, key: Key) -> np.ndarray | None:
+        """Mean over the other training perturbations of the context of their mean vectors; None if there is none."""
+        n, total = self.context_sum(key[1:])
+        if key in self.training.rows:
+            n, total = n - 1, total - self.training[key].mean
+        return total / n if n else None
 
     @cached_property
     def control_means(self) -> dict[Key, np.ndarray]:
@@ -115,15 +117,14 @@ class References:
     def _other_deltas(self, key: Key) -> dict[Key, np.ndarray]:
         return {context: delta for context, delta in self.deltas(key[0]).items() if context != key[1:]}
 
-    def _context_delta(self, context: Key) -> np.ndarray | None:
-        if context not in self.control_means:
-            return None
-        n, total = 0, np.zeros_like(self.control_means[context])
+    def _context_sum(self, context: Key) -> tuple[int, np.ndarray]:
+        """Number of training perturbations of a context, and the sum of their mean vectors."""
+        n, total = 0, np.zeros(self.training.cells.n_vars)
         for perturbation, contexts in self.contexts.items():
             if context in contexts:
                 n += 1
                 total += self.training[(perturbation, *context)].mean
-        return total / n - self.control_means[context] if n else None
+        return n, total
 
     def _problems(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for perturbation in self.contexts:
@@ -153,7 +154,10 @@ class References:
         return self._weighted_shift("ridge", key, control)
 
     def _context_mean(self, key: Key, control: Cells) -> np.ndarray | None:
-        return self.context_delta(key[1:])
+        centroid = self.perturbed_centroid(key)
+        if centroid is None or key[1:] not in self.control_means:
+            return None
+        return centroid - self.control_means[key[1:]]
 
     def _additive(self, key: Key, control: Cells) -> np.ndarray | None:
         parts = parse_condition(key[0], control=self.control_label, delimiter=self.delimiter)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from multipert.data._conditions import Condition
+
     from ._assign import Controls
     from ._screen import Screen
 
@@ -116,11 +118,26 @@ def dose(
     of_unit = halve(units, val_share, np.random.default_rng([seed, _OF_DOSES]), "test")[0]
     at = {level: {unit for unit, own in zip(chosen, of_unit, strict=True) if own == level} for level in (VAL, TEST)}
     of_condition = [
-        TEST if at[TEST].intersection(condition) else VAL if at[VAL].intersection(condition) else TRAIN
+        TEST
+        if at[TEST].intersection(condition) or _is_beyond(condition, chosen, which)
+        else VAL
+        if at[VAL].intersection(condition)
+        else TRAIN
         for condition in screen.conditions
     ]
     levels = np.broadcast_to(np.array(of_condition, dtype=np.int8), screen.present.shape)
     return assign_pairs(screen, levels, val_share=val_share, controls=controls, algorithm="multipert", seed=seed)
+
+
+def _is_beyond(condition: Condition, chosen: list[tuple[str, float]], which: Which) -> bool:
+    """Whether a part of a combination has a dose beyond all held-out ones, which no split by dose may train on."""
+    if which == "inner" or len(condition) < 2:
+        return False
+    for name, dose in condition:
+        held_out = [other for one, other in chosen if one == name]
+        if held_out and (dose > max(held_out) if which == "highest" else dose < min(held_out)):
+            return True
+    return False
 
 
 def _choose(screen: Screen, names: list[str], which: Which, n_doses: int, seed: int) -> list[tuple[str, float]]:
