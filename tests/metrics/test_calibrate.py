@@ -179,3 +179,39 @@ def test_corrections_are_those_of_samples():
     for name, values in found.items():
         whole, corrected = np.mean(values, axis=0)
         assert corrected == pytest.approx(whole, rel=0.05), name
+
+
+def test_all_means_are_over_the_same_groups():
+    """A baseline that exists for strong groups only must not be compared with a ceiling over all groups."""
+    frames = []
+    for i in range(4):
+        strong = [("prediction", 0.5), ("no_change", 2.0), ("mean_shift", 1.0), ("ceiling", 0.4)]
+        weak = [("prediction", 0.15), ("no_change", 0.2), ("mean_shift", np.nan), ("ceiling", 0.1)]
+        frames.append(frame_of(strong, "edistance", perturbation=f"s{i}"))
+        frames.append(frame_of(weak, "edistance", perturbation=f"w{i}"))
+    table = summarise(pd.concat(frames)).set_index("predictor")["calibrated"]
+    # where the shift could not be made it earns what doing nothing earns: (1.0 + 0.2) / 2
+    assert table["prediction"] == pytest.approx((0.6 - 0.325) / (0.6 - 0.25))
+    assert table["mean_shift"] == 0
+
+
+def test_undefined_scores_of_a_prediction_are_not_left_out_of_its_mean():
+    good = frame_of([("prediction", 80.0), ("no_change", 0.0), ("ceiling", 90.0)], "de_overlap_up")
+    gone = frame_of([("prediction", np.nan), ("no_change", 0.0), ("ceiling", 90.0)], "de_overlap_up", perturbation="B")
+    table = summarise(pd.concat([good, gone])).set_index("predictor")
+    assert table.loc["prediction", "calibrated"] == pytest.approx(40 / 90)
+    assert leaderboard(gone).loc["prediction", "score"] == 0
+
+
+def test_models_joined_without_a_name_are_refused_and_named_ones_stand_apart():
+    rows = [("no_change", 0.2), ("mean_shift", 0.5), ("ceiling", 0.9)]
+    good, bad = (frame_of([("prediction", value), *rows], "pearson_delta") for value in (0.8, 0.1))
+    with pytest.raises(ValueError, match="4 rows with a group, predictor and metric that an earlier row has"):
+        leaderboard(pd.concat([good, bad]))
+    both = pd.concat([good.assign(model="good"), bad.assign(model="bad")])
+    board = leaderboard(both, predictor="model")
+    assert list(board.index[:3]) == ["ceiling", "good", "mean_shift"]
+    assert board.loc["good", "score"] == pytest.approx(0.75)
+    assert board.loc["bad", "score"] == -1
+    with pytest.raises(KeyError, match="no column 'modle'"):
+        leaderboard(both, predictor="modle")

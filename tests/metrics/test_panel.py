@@ -265,3 +265,124 @@ def test_same_scores_from_float32_and_float64(case):
         cells = [ad.AnnData(a.to_df().to_numpy().astype(dtype), a.obs, a.var) for a in (predicted, *case)]
         frames.append(evaluate(*cells[:3], training=cells[3], metrics=names, references=BASIC))
     np.testing.assert_allclose(frames[0]["value"], frames[1]["value"], rtol=1e-5, atol=1e-5)
+
+
+def noise(n_observed, n_control, *, seed=0, names="cell"):
+    """Control cells and perturbed cells of one distribution: nothing to predict."""
+    rng = np.random.default_rng(seed)
+    baseline = rng.gamma(1.0, 1.0, 300)
+    cells = ad.AnnData(np.log1p(rng.poisson(baseline, (n_observed + n_control, 300))).astype(np.float32))
+    cells.obs_names = [f"{names}{i}" for i in range(cells.n_obs)]
+    cells.obs["perturbation"] = ["A"] * n_observed + ["control"] * n_control
+    cells.obs["context"] = "x"
+    return cells[:n_observed].copy(), cells[n_observed:].copy()
+
+
+@pytest.mark.parametrize("metric", ["pearson_delta_top20", "pearson_delta_top50"])
+def test_ceiling_of_chosen_genes_is_not_chosen_with_its_own_cells(metric):
+    values = []
+    for seed in range(4):
+        observed, control = noise(100, 3000, seed=seed)
+        with pytest.warns(UserWarning, match="mean_shift"):
+            frame = evaluate(None, observed, control, metrics=[metric])
+        values.append(found(frame, metric, "ceiling")[0])
+    assert abs(np.mean(values)) < 0.25
+
+
+def test_cells_for_ranks_of_distances_are_drawn_and_not_the_first():
+    """The first names are of one lane, which holds half of the distribution."""
+    rng = np.random.default_rng(0)
+    lanes = {"a": 0.0, "b": 4.0}
+    blocks, labels, names = [], [], []
+    effects = rng.normal(0, 0.3, (4, 20))
+    for number, effect in enumerate(effects):
+        for lane, shift in lanes.items():
+            blocks.append(rng.normal(effect + shift + 10, 0.2, (200, 20)))
+            labels += [f"P{number}"] * 200
+            names += [f"{lane}{number}_{i}" for i in range(200)]
+    truth = ad.AnnData(np.vstack(blocks), obs=pd.DataFrame({"perturbation": labels, "context": "x"}, index=names))
+    control = ad.AnnData(
+        rng.normal(10, 0.2, (50, 20)),
+        obs=pd.DataFrame({"perturbation": "control", "context": "x"}, index=map(str, range(50))),
+    )
+    predicted = truth[rng.permutation(truth.n_obs)].copy()
+    predicted.obs_names = [f"p{i}" for i in range(predicted.n_obs)]
+    with pytest.warns(UserWarning, match="mean_shift"):
+        frame = evaluate(predicted, truth, control, metrics=["rank_edistance"])
+    assert found(frame, "rank_edistance").mean() < 0.1
+
+
+def test_moved_cells_do_not_change_the_mean_of_a_reference(case, monkeypatch):
+    names = ["rmse", "pearson_delta"]
+    # no value near 0, so that nothing is clipped
+    lifted = [ad.AnnData(adata.to_df() + 5.0, adata.obs) for adata in case]
+    exact = evaluate(None, lifted[0], lifted[1], metrics=names, training=lifted[2], references=["mean_shift"])
+    monkeypatch.setattr("multipert.metrics._table.N_MOVED_CELLS", 15)
+    few = evaluate(None, lifted[0], lifted[1], metrics=names, training=lifted[2], references=["mean_shift"])
+    assert set(few["n_predicted"]) == {15} != set(exact["n_predicted"])
+    np.testing.assert_allclose(few["value"], exact["value"], rtol=1e-5)
+
+
+def test_predictors_that_lack_groups_have_no_rank(screen):
+    """`mean_shift` exists for some perturbations only; among fewer of them its rank would be easier."""
+    contexts = sorted(screen.obs["context"].unique())
+    labels = sorted(set(screen.obs["perturbation"]) - {"control"})
+    here = (screen.obs["context"] == contexts[0]).to_numpy()
+    control = (screen.obs["perturbation"] == "control").to_numpy()
+    gone = screen.obs["perturbation"].isin(labels[:4]).to_numpy()
+    training = screen[(~here & ~gone) | control].copy()
+    frame = evaluate(
+        None, screen[here & ~control].copy(), screen[here & control].copy(), metrics=["rank_rmse"], training=training
+    )
+    assert np.isnan(found(frame, "rank_rmse", "mean_shift")).all()
+    assert np.isfinite(found(frame, "rank_rmse", "ceiling")).all()
+    assert set(frame.query("predictor == 'mean_shift'")["n_competitors"]) == {0}
+
+
+def test_context_mean_leaves_the_own_perturbation_out(screen):
+    """Also where `training` holds it, which a warning says."""
+    here = (screen.obs["context"] == screen.obs["context"].iloc[0]).to_numpy()
+    control = (screen.obs["perturbation"] == "control").to_numpy()
+    own = here & (screen.obs["perturbation"] == "P1").to_numpy()
+    arguments = {"metrics": ["rmse"], "references": ["context_mean", "ceiling"]}
+    honest = evaluate(screen[own], screen[own], screen[here & control], training=screen[~own], **arguments)
+    with pytest.warns(UserWarning, match="observed cells are in `training` too"):
+        leaky = evaluate(screen[own], screen[own], screen[here & control], training=screen, **arguments)
+    assert found(leaky, "rmse", "context_mean") == pytest.approx(found(honest, "rmse", "context_mean"))
+
+
+def test_permuted_adversary_never_is_the_truth(case):
+    observed, control, training = case
+    alone = observed[(observed.obs["perturbation"] == observed.obs["perturbation"].iloc[0]).to_numpy()].copy()
+    alone.obs["context"] = "other"
+    alone.obs_names = "other_" + alone.obs_names
+    of_other = control.copy()
+    of_other.obs["context"] = "other"
+    of_other.obs_names = "other_" + of_other.obs_names
+    both, controls = ad.concat([observed, alone], merge="same"), ad.concat([control, of_other], merge="same")
+    made = adversaries(both, controls, training)
+    assert set(made["permuted"].obs["context"]) == set(observed.obs["context"])
+    assert "other" in set(made["constant"].obs["context"])
+
+
+def test_what_is_hardly_ever_meant_is_warned_of(case):
+    observed, control, training = (adata.copy() for adata in case)
+    predicted = observed.copy()
+    for adata in (observed, control, training):
+        adata.X = np.rint(np.expm1(adata.to_df().to_numpy()))
+    with pytest.warns(UserWarning, match="`observed` holds integers only and `predicted` does not"):
+        evaluate(predicted, observed, control, metrics=["rmse"], training=training, references=["no_change"])
+    observed, control, training = (adata.copy() for adata in case)
+    for adata in (predicted, observed):
+        adata.obs["dose"] = np.arange(adata.n_obs) % 2 + 1.0
+    with pytest.warns(UserWarning, match="4 groups pool cells of several doses"):
+        evaluate(predicted, observed, control, metrics=["rmse"], training=training, references=["no_change"])
+
+
+def test_scale_of_the_challenge_is_checked_before_any_work(case):
+    observed, control, training = case
+    predicted = observed.copy()
+    predicted.X = predicted.to_df().to_numpy()
+    predicted.X[-1, 0] = -0.001
+    with pytest.raises(ValueError, match="predicted"):
+        evaluate(predicted, observed, control, preset="vcc", training=training)

@@ -519,3 +519,14 @@ def test_seen_parts_reads_a_column_and_refuses_other_cells():
         splits.seen_parts(adata, split.iloc[1:])
     with pytest.raises(ValueError, match="'held'"):
         splits.seen_parts(adata, split.replace("test", "held"))
+
+
+def test_highest_doses_hold_out_combinations_beyond_them():
+    labels = [*["control"] * 6, *["A"] * 6, *["A+B"] * 4, *["B"] * 4]
+    doses = ["0"] * 6 + ["1"] * 2 + ["10"] * 2 + ["100"] * 2 + ["1000+1"] * 2 + ["1+1"] * 2 + ["1"] * 2 + ["2"] * 2
+    obs = pd.DataFrame({"perturbation": labels, "dose": doses, "context": "x"}, index=[f"c{i}" for i in range(20)])
+    adata = AnnData(np.ones((20, 2)), obs=obs)
+    split = splits.dose(adata, "highest", perturbation="A", dose_key="dose", controls="train", val_share=0.0)
+    assert set(split[adata.obs["dose"] == "100"]) == {"test"}
+    assert set(split[adata.obs["dose"] == "1000+1"]) == {"test"}
+    assert set(split[adata.obs["dose"] == "1+1"]) == {"train"}
