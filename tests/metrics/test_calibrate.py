@@ -203,6 +203,13 @@ def test_undefined_scores_of_a_prediction_are_not_left_out_of_its_mean():
     assert leaderboard(gone).loc["prediction", "score"] == 0
 
 
+def test_reference_that_could_never_be_made_earns_nothing():
+    rows = [("prediction", 0.5), ("no_change", 1.0), ("context_mean", np.nan), ("ceiling", 0.4)]
+    frame = frame_of(rows, "edistance").assign(n_predicted=[30, 30, 0, 15], n_observed=[30, 30, 30, 15])
+    assert np.isnan(summarise(frame).set_index("predictor").loc["context_mean", "calibrated"])
+    assert np.isnan(leaderboard(frame).loc["context_mean", "score"])
+
+
 def test_models_joined_without_a_name_are_refused_and_named_ones_stand_apart():
     rows = [("no_change", 0.2), ("mean_shift", 0.5), ("ceiling", 0.9)]
     good, bad = (frame_of([("prediction", value), *rows], "pearson_delta") for value in (0.8, 0.1))

@@ -113,8 +113,8 @@ def summarise(frame: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
         known = wide["ceiling"].notna()
         wide, whole = wide[known], whole[known]
     if "no_change" in wide:
-        # what is not defined, or could not be made, earns what doing nothing earns
-        fill = [name for name in wide if name != "ceiling"]
+        # what is not defined, or could not be made for a group, earns what doing nothing earns
+        fill = [name for name in wide if name != "ceiling" and name not in _never_made(frame)]
         wide[fill] = wide[fill].apply(lambda column: column.fillna(wide["no_change"]))
     levels = [*by, "metric"]
     means = wide.groupby(level=levels, sort=False, observed=True, dropna=False).mean()
@@ -231,6 +231,14 @@ def losses(frame: pd.DataFrame) -> pd.Series:
             some[np.isnan(some) & is_made[rows]] = one.null
         values[rows] = one.loss(some)
     return pd.Series(values, index=frame.index)
+
+
+def _never_made(frame: pd.DataFrame) -> set[str]:
+    """Predictors that exist for no group, such as a reference for which the training cells do not suffice."""
+    if "n_predicted" not in frame:
+        return set()
+    most = frame.groupby("predictor")["n_predicted"].max()
+    return set(most.index[most == 0])
 
 
 def _unhalved(frame: pd.DataFrame) -> pd.Series:
