@@ -386,3 +386,19 @@ def test_scale_of_the_challenge_is_checked_before_any_work(case):
     predicted.X[-1, 0] = -0.001
     with pytest.raises(ValueError, match="predicted"):
         evaluate(predicted, observed, control, preset="vcc", training=training)
+
+
+def test_swapping_truth_and_control_inverts_the_ratios_of_the_thesis(case):
+    """The joint components are those of the same three groups, so only numerator and denominator change places."""
+    observed, control, training = case
+    label = observed.obs["perturbation"].iloc[0]
+    truth = observed[(observed.obs["perturbation"] == label).to_numpy()].copy()
+    predicted = relabelled(wrong_context(case), label, label)
+    as_control, as_truth = truth.copy(), control.copy()
+    as_control.obs["perturbation"], as_truth.obs["perturbation"] = "control", label
+    names = [name for name in METRICS if name.endswith("_over_control")]
+    assert len(names) == 5
+    one = evaluate(predicted, truth, control, metrics=names, training=training, references=[])
+    other = evaluate(predicted, as_truth, as_control, metrics=names, training=training, references=[])
+    for name in names:
+        np.testing.assert_allclose(found(one, name) * found(other, name), 1, rtol=1e-4)
