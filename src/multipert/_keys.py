@@ -10,13 +10,14 @@ DOSE: Final = "dose"
 CONTEXT: Final = "context"
 CATEGORICAL_COVARIATES: Final = "extra_categorical_covs"
 CELL_EMBEDDING: Final = "cell_embedding"
-PAIRING: Final = "pairing"
+CELL_KEY: Final = "cell_key"
 
 # Default names of obs columns and labels.
 CONTROL: Final = "control"
 SPLIT: Final = "split"
 SPLIT_LEVELS: Final = ("train", "val", "test")
 SOURCE_CELL: Final = "source_cell"
+SAMPLE: Final = "sample"
 N_CELLS: Final = "n_cells"
 
 # Where setup_anndata puts what it derives (obsm of the AnnData).

@@ -177,7 +177,8 @@ def _predictable(
     cls: type[PerturbationModel], job: Job, adata: AnnData, targets: list[Condition], notes: list[str]
 ) -> list[Condition]:
     """The held-out conditions that the model can be asked for; an error if there is none."""
-    if cls.tags.unseen_perturbations:
+    tags = cls.tags.given(job.setup.perturbation_embedding_key)
+    if tags.unseen_perturbations:
         return targets
     conditions, inverse = job.setup.conditions(adata)
     train = (adata.obs[_keys.SPLIT] == "train").to_numpy()

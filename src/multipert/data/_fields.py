@@ -129,6 +129,8 @@ class ConditionField(_Field):
         What separates the parts of a combination.
     vocabulary
         The legal perturbations; None takes those seen.
+    n_embedding
+        Width of their given embedding; 0 for none.
     mod_key
         Modality of a MuData that holds the expression.
     labels_key
@@ -142,10 +144,12 @@ class ConditionField(_Field):
         control: str,
         delimiter: str | None,
         vocabulary: tuple[str, ...] | None = None,
+        n_embedding: int = 0,
         mod_key: str | None = None,
         labels_key: str | None = None,
     ) -> None:
         super().__init__(_keys.PERTURBATION, "obsm", _keys.CODES_OBSM, mod_key, labels_key)
+        self.n_embedding = n_embedding
         self.perturbation_key, self.dose_key = perturbation_key, dose_key
         self.control, self.delimiter, self.vocabulary = control, delimiter, vocabulary
 
@@ -167,6 +171,7 @@ class ConditionField(_Field):
             "control": self.control,
             "delimiter": self.delimiter,
             "n_slots": int(holder.obsm[self._attr_key].shape[1]),
+            "n_embedding": self.n_embedding,
         }
 
     def register_field(self, adata: AnnData | MuData) -> dict:
@@ -175,7 +180,8 @@ class ConditionField(_Field):
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData | MuData, **kwargs: Any) -> dict:
         """Write the codes of new data in the saved vocabulary."""
-        return self._write(adata_target, tuple(state_registry["vocabulary"]))
+        written = self._write(adata_target, tuple(state_registry["vocabulary"]))
+        return {**written, "n_embedding": state_registry.get("n_embedding", 0)}
 
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Size of the vocabulary."""

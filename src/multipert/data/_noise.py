@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def cell_key(seed: int, cell: str) -> int:
@@ -28,6 +32,40 @@ def cell_key(seed: int, cell: str) -> int:
     """
     digest = hashlib.blake2b(f"{seed}:{cell}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def cell_keys(seed: int, cells: Iterable[str]) -> np.ndarray:
+    """The numbers of many cells; see :func:`cell_key`.
+
+    Parameters
+    ----------
+    seed
+        Seed of the call.
+    cells
+        Names of the cells.
+
+    Returns
+    -------
+    Shape `(n_cells,)`, the 64 bits as int64.
+    """
+    return np.array([cell_key(seed, cell) for cell in cells], dtype=np.uint64).view(np.int64)
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of one of several samples.
+
+    Parameters
+    ----------
+    seed
+        Seed of the call.
+    sample
+        Number of the sample.
+
+    Returns
+    -------
+    A seed.
+    """
+    return cell_key(seed, f"sample {sample}")
 
 
 def cell_generator(seed: int, cell: str) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,22 @@ class CellStore:
         if self.n_cells * self.n_vars * 4 <= _DENSE_BYTES:
             x = torch.from_numpy(_dense(x[:]))
         self._x = x
+
+    def with_columns(self, columns: dict[str, np.ndarray]) -> CellStore:
+        """The same cells with further columns; the expression is shared.
+
+        Parameters
+        ----------
+        columns
+            Arrays by batch key, each with `n_cells` rows.
+
+        Returns
+        -------
+        A store.
+        """
+        store = copy(self)
+        store._columns = {**self._columns, **{key: torch.as_tensor(value) for key, value in columns.items()}}
+        return store
 
     def expression(self, rows: np.ndarray) -> torch.Tensor:
         """Expression of some cells.

@@ -7,10 +7,25 @@ from ._contextshift import ContextShift
 from ._files import ModelFileError as ModelFileError
 from ._knn import KNN
 from ._module import PerturbationModule as PerturbationModule
-from ._mtae import MTAe
+from ._mtae import MTAe, MTAeAdv, MTAeAdvG, MTAeOT, MTAePlusOT, MTVae, MTVaeOT, MTVaePlusOT
 from ._nearestperturbation import NearestPerturbation
 from ._tags import ModelTags as ModelTags
 from ._twofactor import TwoFactor
 
 # the registry: what the contract tests, the table of models and the command line go through
-__all__ = ["Additive", "ContextShift", "KNN", "MTAe", "NearestPerturbation", "NoPerturb", "TwoFactor"]
+__all__ = [
+    "Additive",
+    "ContextShift",
+    "KNN",
+    "MTAe",
+    "MTAeAdv",
+    "MTAeAdvG",
+    "MTAeOT",
+    "MTAePlusOT",
+    "MTVae",
+    "MTVaeOT",
+    "MTVaePlusOT",
+    "NearestPerturbation",
+    "NoPerturb",
+    "TwoFactor",
+]

@@ -15,7 +15,7 @@ from multipert import _keys
 from multipert.data._checks import check_column, check_expression, check_genes, check_names
 from multipert.data._codec import ConditionCodec
 from multipert.data._conditions import Condition, close_matches
-from multipert.data._noise import cell_key
+from multipert.data._noise import cell_keys
 from multipert.data._pairing import Pairing, paired_controls
 from multipert.data._rows import split_rows
 from multipert.data._store import CellStore
@@ -24,9 +24,9 @@ from multipert.train._fit import check_train_kwargs
 from . import _persistence
 from ._predict import ContextMeans, Predictor
 from ._realise import Realise, check_realise
-from ._results import annotation, cells_to_anndata, means_to_anndata
+from ._results import annotation, cells_to_anndata, join_samples, means_to_anndata, pool_samples
 from ._setup import Setup
-from ._targets import Target, check_known, encode_targets, label_columns, read_targets
+from ._targets import Target, check_known, check_samples, encode_targets, label_columns, read_targets
 from ._training import PREDICT_BATCH, checked_batch_size, fit_model
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from mudata import MuData
+
+    from multipert.train import Stage
 
     from ._module import PerturbationModule
     from ._tags import ModelTags
@@ -47,7 +49,7 @@ class PerturbationModel(BaseModelClass):
     """
 
     tags: ClassVar[ModelTags]
-    stages: ClassVar[tuple[Pairing, ...]] = ("self",)
+    stages: ClassVar[tuple[Stage | Pairing, ...]] = ("self",)
     """Training passes; none for a model fitted in closed form."""
     parts: ClassVar[dict[str, Any]] = {}
     """Keyword arguments of the module that make a variant."""
@@ -211,6 +213,7 @@ class PerturbationModel(BaseModelClass):
         state = self.registry_["field_registries"][_keys.PERTURBATION]["state_registry"]
         self._codec = ConditionCodec(tuple(state["vocabulary"]), state["control"], state["delimiter"])
         self._n_slots = int(state["n_slots"])
+        self._n_embedding = int(state.get("n_embedding", 0)) or None
         self.trained_conditions_: list[Condition] = []
         self.trained_contexts_: list[str] = []
         self.history_: dict[str, pd.DataFrame] = {}
@@ -326,7 +329,7 @@ class PerturbationModel(BaseModelClass):
         self.train_indices, self.validation_indices, self.test_indices = train, val, test
         self.is_trained_ = True
 
-    def _training_store(self, adata: AnnData) -> CellStore:
+    def _training_store(self, adata: AnnData, seed: int) -> CellStore:
         """The model's own cells, codes made anew from obs."""
         conditions, inverse = self._setup.conditions(adata)
         codes, doses = encode_targets(conditions, self._codec, self._n_slots)
@@ -339,6 +342,8 @@ class PerturbationModel(BaseModelClass):
                     "and make a new model."
                 )
         columns.update({_keys.PERTURBATION: codes[inverse], _keys.DOSE: doses[inverse]})
+        if self.module.keyed_training:
+            columns[_keys.CELL_KEY] = cell_keys(seed, adata.obs_names)
         return CellStore(self._setup.expression(adata), columns)
 
     def _partners(self, adata: AnnData, rows: np.ndarray, seed: int) -> np.ndarray:
@@ -360,6 +365,7 @@ class PerturbationModel(BaseModelClass):
         returns: Literal["cells", "mean"] = "cells",
         realise: Realise = "plain",
         clip: bool | None = None,
+        n_samples: int | None = None,
         batch_size: int | None = None,
         seed: int = 0,
     ) -> AnnData:
@@ -387,6 +393,9 @@ class PerturbationModel(BaseModelClass):
             "counts" by thinning and adding to its raw counts in `layers["counts"]`.
         clip
             Whether negative values are set to 0; None does so unless the data are signed.
+        n_samples
+            Counterfactuals drawn of each control cell, for models whose tag `samples` is True; None gives one, from the
+            mean of the cell's latent distribution where there is one.
         batch_size
             Cells per batch.
         seed
@@ -396,7 +405,8 @@ class PerturbationModel(BaseModelClass):
         -------
         For "cells" `n_targets * n_control` rows with `X` in the space of the training layer, the control cell's obs
         with perturbation and dose replaced, and `source_cell`; for "mean" one row per target and context with
-        `layers["variance"]` (over cells, population variance) and `obs["n_cells"]`.
+        `layers["variance"]` (over cells, population variance) and `obs["n_cells"]`. With `n_samples` there are as many
+        times the rows of "cells", numbered in `obs["sample"]`; means and variances are over cells and samples.
 
         Raises
         ------
@@ -412,12 +422,13 @@ class PerturbationModel(BaseModelClass):
         if returns not in ("cells", "mean"):
             raise ValueError(f"returns={returns!r} is unknown; known: 'cells', 'mean'.")
         batch_size = checked_batch_size(batch_size, PREDICT_BATCH)
+        check_samples(n_samples, self.tags, type(self).__name__)
         targets = read_targets(
             perturbation,
             dose,
             codec=self._codec,
             trained=self.trained_conditions_,
-            tags=self.tags,
+            tags=self.tags.given(self._setup.perturbation_embedding_key),
             model=type(self).__name__,
             dose_key=self._setup.dose_key,
         )
@@ -431,8 +442,10 @@ class PerturbationModel(BaseModelClass):
         self._check_rows(source, np.flatnonzero(read))
         predictor = self._predictor(source, realise, clip, seed, batch_size)
         provenance = self._provenance(realise, seed)
-        collect = cells_to_anndata if returns == "cells" else means_to_anndata
-        return collect(predictor, groups, source, self._setup, self._codec, self._n_slots, provenance)
+        collect, join = (cells_to_anndata, join_samples) if returns == "cells" else (means_to_anndata, pool_samples)
+        drawn = [predictor] if n_samples is None else map(predictor.sampling, range(n_samples))
+        results = (collect(one, groups, source, self._setup, self._codec, self._n_slots, provenance) for one in drawn)
+        return next(results) if n_samples is None else join(list(results))
 
     def annotate(
         self,
@@ -551,7 +564,8 @@ class PerturbationModel(BaseModelClass):
     def _refusal(self, condition: Condition) -> str | None:
         """Why a condition cannot be predicted, or None."""
         try:
-            check_known(condition, self._codec, self.trained_conditions_, self.tags, type(self).__name__)
+            tags = self.tags.given(self._setup.perturbation_embedding_key)
+            check_known(condition, self._codec, self.trained_conditions_, tags, type(self).__name__)
             self._check_target(condition)
         except ValueError as error:
             return str(error)
@@ -678,8 +692,7 @@ class PerturbationModel(BaseModelClass):
         columns = {_keys.PERTURBATION: slots, _keys.DOSE: np.zeros(slots.shape, dtype=np.float32)}
         columns.update(self._extra_columns(source, contexts))
         if self.module.draws:
-            keys = np.array([cell_key(seed, name) for name in source.obs_names], dtype=np.uint64)
-            columns["cell_key"] = keys.view(np.int64)
+            columns[_keys.CELL_KEY] = cell_keys(seed, source.obs_names)
         means = None
         if self.module.context_means:
             means = ContextMeans.of(expression, contexts, self._setup.is_control(source))

@@ -14,8 +14,9 @@ from multipert.data._conditions import close_matches
 from multipert.nn import group_means
 
 from ._base import PerturbationModel
+from ._embedding import embed, registered_embedding
 from ._module import PerturbationModule, Tensors
-from ._nearestperturbation import embed, nearest_rows, registered_embedding
+from ._nearestperturbation import nearest_rows
 from ._shift import by_condition, context_codes
 from ._tags import ModelTags
 
@@ -158,7 +159,7 @@ class KNNModule(PerturbationModule):
     def _draw(self, positions: torch.Tensor, weights: torch.Tensor, tensors: Tensors) -> torch.Tensor:
         """A cell of the bank for each cell: first the neighbour, then one of its cells."""
         # the two halves of a cell's key are two independent 32-bit numbers
-        key = tensors["cell_key"]
+        key = tensors[_keys.CELL_KEY]
         high, low = (key >> 32) & 0xFFFFFFFF, key & 0xFFFFFFFF
         chosen = torch.searchsorted(weights.cumsum(0), high.double() / 2**32, right=True).clamp(max=len(weights) - 1)
         first = self.group_size.cumsum(0) - self.group_size
@@ -235,6 +236,7 @@ class KNN(PerturbationModel):
         unseen_perturbations=True,
         combinations=True,
         needs_embedding=True,
+        samples=True,
         output="sample",
         reference="Yu2025",
     )

@@ -24,14 +24,24 @@ class PerturbationModule(BaseModuleClass):
     `"dose"` (B, n_slots), and where set up `"context"` (B, 1), `"extra_categorical_covs"`, `"cell_embedding"` and
     `"X_control"`; contexts and covariates are codes, -1 for one that was not there at the setup. In a prediction the batch holds control cells with the target's codes and doses, and, where
     `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's context; where
-    `draws` is True, `"cell_key"` (B,): 64 random bits that depend on the seed and the cell's name only.
+    `draws` is True, or samples were asked for, `"cell_key"` (B,): 64 random bits that depend on the seed and the cell's
+    name only. Training batches hold it where `keyed_training` is True.
     """
 
     context_means: bool = False
     """Whether a prediction needs the mean of the context's control cells."""
 
     draws: bool = False
-    """Whether a prediction draws at random: its batches then hold `"cell_key"`."""
+    """Whether every prediction draws at random: its batches then hold `"cell_key"`."""
+
+    keyed_training: bool = False
+    """Whether the loss draws numbers that stay with each cell: training batches then hold `"cell_key"`."""
+
+    n_rows: int = 1
+    """Cells, or pairs, of the present training pass."""
+
+    adversarial: bool = True
+    """Whether the adversary takes part in the loss of the present training pass."""
 
     fits_correction: bool = True
     """Whether added counts are corrected for the decoder's mean of logarithms; see `count_correction`."""

@@ -1,7 +1,8 @@
-"""MTAe: one encoder for all conditions, a decoder modulated by the perturbation."""
+"""MTAe and its variants: one encoder for all conditions, a decoder modulated by the perturbation."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,22 +11,38 @@ import torch
 from scvi.module.base import LossOutput
 
 from multipert import _keys
-from multipert.nn import Encoder, FiLMDecoder, multi_hot, with_control
+from multipert.nn import (
+    ConditionAdversary,
+    ConditionVector,
+    Encoder,
+    FiLMDecoder,
+    GaussianAdversary,
+    GaussianLatent,
+    kl_to_standard_normal,
+    noise_of_cells,
+)
+from multipert.train import Stage
 
 from ._base import PerturbationModel
+from ._embedding import registered_embedding, scaled
 from ._module import PerturbationModule, Tensors
 from ._tags import ModelTags
+from ._targets import encode_targets
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from anndata import AnnData
+
+    from multipert.data._conditions import Condition
+    from multipert.data._loaders import CellLoader
+    from multipert.data._transport import Partner
 
 _MOST_LAYERS = 64
 
 
 class MultiTaskModule(PerturbationModule):
-    """FiLM autoencoder: `x_hat = decoder(encoder(x), c)` with `c` the one-hot condition, control first.
+    """FiLM autoencoder: `x_hat = decoder(encoder(x), c)` with `c` the condition's vector, control first.
 
     Parameters
     ----------
@@ -43,6 +60,20 @@ class MultiTaskModule(PerturbationModule):
         Dropout after each hidden layer.
     mask_rate
         Share of genes masked in training.
+    n_embedding
+        Width of the given perturbation embedding; None takes one-hot vectors.
+    doses
+        Whether the vector depends on the dose.
+    adversary
+        Class of the adversary of the latent representation, if any.
+    adversary_weight
+        Weight of the adversary in the loss; the rest is the reconstruction's.
+    variational
+        Whether each cell's latent representation is a normal distribution.
+    kl_weight
+        Weight of its divergence from the standard normal, times batch size over number of cells.
+    train_vae_heads
+        Whether the layers of mean and variance are trained; False is the published code's.
     """
 
     def __init__(
@@ -54,30 +85,83 @@ class MultiTaskModule(PerturbationModule):
         film_hidden: Sequence[int],
         dropout_rate: float,
         mask_rate: float,
+        *,
+        n_embedding: int | None = None,
+        doses: bool = False,
+        adversary: type[ConditionAdversary | GaussianAdversary] | None = None,
+        adversary_weight: float = 0.0,
+        variational: bool = False,
+        kl_weight: float = 0.0,
+        train_vae_heads: bool = True,
     ) -> None:
         super().__init__()
-        self.n_perturbations = n_perturbations
         self.encoder = Encoder(n_vars, hidden, n_latent, dropout_rate, mask_rate)
-        self.decoder = FiLMDecoder(n_latent, hidden[::-1], n_vars, n_perturbations + 1, film_hidden, dropout_rate)
+        self.condition = ConditionVector(n_perturbations, n_embedding, doses)
+        self.decoder = FiLMDecoder(n_latent, hidden[::-1], n_vars, self.condition.width, film_hidden, dropout_rate)
+        self.adversary = None if adversary is None else adversary(n_latent)
+        self.latent = GaussianLatent(n_latent, frozen=not train_vae_heads) if variational else None
+        self.adversary_weight, self.kl_weight = adversary_weight, kl_weight
+        self.keyed_training = adversary is ConditionAdversary
 
-    def condition(self, tensors: Tensors) -> torch.Tensor:
-        """One-hot condition, control first, shape `(B, n_perturbations + 1)`."""
-        dtype = tensors[_keys.X].dtype
-        vectors = multi_hot(tensors[_keys.PERTURBATION], tensors[_keys.DOSE].to(dtype), self.n_perturbations)
-        return with_control(vectors)
+    def prepare(self, loader: CellLoader) -> None:
+        """Put the midpoints of the dose curves where the trained doses are."""
+        self.condition.start(self.known_codes, self.known_doses)
 
     def inference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Latent representation of the cells, or of their paired controls where the batch has them."""
-        return {"z": self.encoder(tensors.get(_keys.X_CONTROL, tensors[_keys.X]))}
+        """Latent representation of the cells, or of their paired controls where the batch has them.
+
+        A variational module draws it in training, and in a prediction of samples; else it is the mean.
+        """
+        z = self.encoder(tensors.get(_keys.X_CONTROL, tensors[_keys.X]))
+        if self.latent is None:
+            return {"z": z}
+        mean, log_variance = self.latent(z)
+        z = mean
+        if self.training:
+            z = mean + torch.randn_like(mean) * torch.exp(log_variance / 2)
+        elif _keys.CELL_KEY in tensors:
+            noise = noise_of_cells(tensors[_keys.CELL_KEY], mean.shape[1])
+            z = mean + noise.to(mean) * torch.exp(log_variance / 2)
+        return {"z": z, "mean": mean, "log_variance": log_variance}
 
     def generative(self, z: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Expression under the batch's labels."""
         return {"px": self.decoder(z, self.condition(tensors))}
 
     def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
-        """Squared error, mean over cells and genes."""
+        """Squared error, mean over cells and genes, with the terms of the variational and the adversarial part."""
         per_cell = torch.square(generative_outputs["px"] - tensors[_keys.X]).mean(dim=1)
-        return LossOutput(loss=per_cell.mean(), reconstruction_loss=per_cell)
+        loss = per_cell.mean()
+        if self.latent is not None:
+            divergence = kl_to_standard_normal(inference_outputs["mean"], inference_outputs["log_variance"])
+            loss = loss + self.kl_weight * len(per_cell) / self.n_rows * divergence.mean()
+        if self.adversary is not None and self.adversarial:
+            penalty = self.adversary.penalty(inference_outputs["z"], tensors)
+            if penalty is not None:
+                loss = (1 - self.adversary_weight) * loss + self.adversary_weight * penalty
+        return LossOutput(loss=loss, reconstruction_loss=per_cell)
+
+    def critic_parameters(self) -> Iterable[torch.nn.Parameter]:
+        """Parameters of the adversary."""
+        return () if self.adversary is None else self.adversary.parameters()
+
+    def critic_loss(self, tensors: Tensors) -> torch.Tensor:
+        """Loss of the adversary on latent representations made anew, which send no gradient to the encoder."""
+        if self.adversary is None:
+            return super().critic_loss(tensors)
+        with torch.no_grad():
+            z = self.inference(tensors)["z"]
+        return self.adversary.critic_loss(z, tensors)
+
+
+def _with(
+    presets: Mapping[str, dict[str, Any]], *, published: Mapping[str, Any] | None = None, **default: Any
+) -> dict[str, dict[str, Any]]:
+    """Presets of a variant: further entries of the default, and changes of the published one."""
+    merged = {name: dict(preset) for name, preset in presets.items()}
+    merged["default"].update(default)
+    merged["published"].update(published or {})
+    return merged
 
 
 class MTAe(PerturbationModel):
@@ -90,9 +174,11 @@ class MTAe(PerturbationModel):
 
         \hat x = g(f(x),\, c), \qquad h_{l+1} = \phi\bigl(\gamma_l(c) \odot \mathrm{BN}(W_l h_l + b_l) + \beta_l(c)\bigr)
 
-    Use it for perturbations seen in other contexts, several of them or several doses in one model (each pair one
-    label). It predicts no unseen perturbation and no combination, and its decoder gives conditional means: use
-    `predict(realise="residual")` for distances and `"counts"` for differential expression.
+    Use it for perturbations seen in other contexts, several of them in one model. The vector :math:`c` is one-hot, and
+    for a combination the sum of its parts' vectors; with `dose_key` each part is scaled by a learnt curve of its dose, so
+    doses between the measured ones are legal; with `perturbation_embedding_key` the given vectors take the place of the
+    unit vectors, so unseen perturbations are. The decoder gives conditional means: use `predict(realise="residual")` for
+    distances and `"counts"` for differential expression.
 
     Parameters
     ----------
@@ -115,6 +201,15 @@ class MTAe(PerturbationModel):
         Share of genes masked in training.
     film_hidden
         Widths of the trunk of the FiLM generators; None is none for one perturbation and 16 for several.
+    adversary_weight
+        Weight of the adversary in the loss, for the variants that have one.
+    kl_weight
+        Weight of the divergence from the standard normal, for the variational variants.
+    train_vae_heads
+        Whether the variational variants train the layers of mean and variance; False is the published code's.
+    partner
+        Which perturbed cell a control cell is paired with by the variants with transport: the "best" of its row of the
+        plan, or a "sample" of it.
 
     Examples
     --------
@@ -127,7 +222,15 @@ class MTAe(PerturbationModel):
     True
     """
 
-    tags = ModelTags(latent=True, perturbation_embedding=True, reference="Katzalis2025")
+    tags = ModelTags(
+        unseen_perturbations=True,
+        unseen_needs_embedding=True,
+        combinations=True,
+        doses=True,
+        latent=True,
+        perturbation_embedding=True,
+        reference="Katzalis2025",
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {
             "n_hidden": 256,
@@ -138,6 +241,7 @@ class MTAe(PerturbationModel):
             "lr": 1e-3,
             "batch_size": 64,
             "n_updates": 2000,
+            "partner": "best",
         },
         "published": {"lr": 1e-5, "batch_size": 64, "max_epochs": 400},
         "tuned": {
@@ -169,6 +273,10 @@ class MTAe(PerturbationModel):
         dropout_rate: float | None = None,
         mask_rate: float | None = None,
         film_hidden: Sequence[int] | None = None,
+        adversary_weight: float | None = None,
+        kl_weight: float | None = None,
+        train_vae_heads: bool | None = None,
+        partner: Partner | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
         width, depth = self._value("n_hidden", n_hidden), self._value("n_layers", n_layers)
@@ -191,21 +299,220 @@ class MTAe(PerturbationModel):
             "film_hidden": tuple(self._preset.get("film_hidden", several) if film_hidden is None else film_hidden),
             "dropout_rate": self._value("dropout_rate", dropout_rate),
             "mask_rate": self._value("mask_rate", mask_rate),
+            "n_embedding": self._n_embedding,
+            "doses": self._setup.dose_key is not None,
             **self.parts,
+            **self._of_part("adversary" in self.parts, "an adversary", adversary_weight=adversary_weight),
+            **self._of_part(
+                "variational" in self.parts,
+                "a variational latent",
+                kl_weight=kl_weight,
+                train_vae_heads=train_vae_heads,
+            ),
         }
+        transported = any(Stage.of(stage).pairing == "ot" for stage in self.stages)
+        self._partner = self._of_part(transported, "a stage of transport", partner=partner).get("partner", "best")
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
+    def _of_part(self, there: bool, part: str, **given: Any) -> dict[str, Any]:
+        """Arguments that belong to a part of some variants; an error where the part is not there."""
+        for name, value in given.items():
+            if value is not None and not there:
+                raise ValueError(f"{name}={value!r} was given, but {type(self).__name__} has not {part}; leave it out.")
+        defaults = {name: self._preset[name] for name in given if name in self._preset}
+        return {**defaults, **{name: value for name, value in given.items() if value is not None}} if there else {}
+
     def _new_module(self) -> MultiTaskModule:
-        return MultiTaskModule(**self._module_args)
+        module = MultiTaskModule(**self._module_args)
+        table = registered_embedding(self)
+        if table is not None:
+            module.condition.embedding = scaled(table)
+        return module
 
     def _perturbation_embedding(self) -> pd.DataFrame:
-        """Scale and shift of every modulated layer, control first."""
-        condition = torch.eye(self.module.n_perturbations + 1, device=self.module.device)
-        columns, names = [], []
+        """Scale and shift of every modulated layer, control first.
+
+        One row for each perturbation that was trained or has a given embedding; with doses one for each trained condition.
+        """
+        trained = {name for condition in self.trained_conditions_ for name, _ in condition}
+        if self._setup.dose_key is None:
+            names = [name for name in self._codec.vocabulary if name in trained or self._n_embedding]
+            conditions: list[Condition] = [(), *(((name, 1.0),) for name in names)]
+        else:
+            conditions = sorted({(), *self.trained_conditions_})
+        codes, doses = encode_targets(conditions, self._codec, self._n_slots)
+        device = self.module.device
+        tensors = {
+            _keys.X: torch.zeros(len(codes), 1, device=device),
+            _keys.PERTURBATION: torch.from_numpy(codes).to(device),
+            _keys.DOSE: torch.from_numpy(doses).to(device),
+        }
+        vectors, columns, names = self.module.condition(tensors), [], []
         for layer, film in enumerate(self.module.decoder.films):
-            for kind, values in zip(("scale", "shift"), film(condition), strict=True):
+            for kind, values in zip(("scale", "shift"), film(vectors), strict=True):
                 columns.append(values)
                 names += [f"{kind}_{layer}_{unit}" for unit in range(values.shape[1])]
-        index = pd.Index([self._codec.control, *self._codec.vocabulary], name=self._setup.perturbation_key)
-        return pd.DataFrame(torch.cat(columns, dim=1).cpu().numpy(), index=index, columns=names)
+        return pd.DataFrame(torch.cat(columns, dim=1).cpu().numpy(), index=self._labels(conditions), columns=names)
+
+
+class MTAeAdv(MTAe):
+    r"""MTAe whose encoder learns to hide the perturbation :cite:p:`Katzalis2025`.
+
+    A discriminator tells latent representations of control cells from those of perturbed cells, and the encoder is
+    rewarded when it fails on the perturbed ones:
+
+    .. math::
+
+        (1 - \lambda)\, \mathrm{MSE} + \lambda\, \mathrm{BCE}\bigl(D(f(x_\mathrm{perturbed})),\, 1 - y\bigr)
+
+    Trained in three passes: the autoencoder, the discriminator alone, then both in turn for a quarter as long. Arguments
+    are those of :class:`MTAe`. Use it where the latent representation still separates control from perturbed cells.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTAeAdv.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTAeAdv(adata, adversary_weight=0.05)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> "critic_loss" in model.history
+    True
+    """
+
+    parts = {"adversary": ConditionAdversary}
+    stages = (Stage(trains="module"), Stage(trains="critic"), Stage(share=0.25))
+    presets: ClassVar[dict[str, dict[str, Any]]] = _with(MTAe.presets, adversary_weight=0.01)
+
+
+class MTAeAdvG(MTAe):
+    r"""MTAe whose latent representation is drawn towards normal noise :cite:p:`Katzalis2025`.
+
+    A discriminator tells latent representations from standard normal noise, and the encoder is rewarded when it fails.
+    Passes and arguments are those of :class:`MTAeAdv`. The latent representation is almost non-negative, so it can come
+    near to the noise but never match it.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTAeAdvG.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTAeAdvG(adata)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.get_latent_representation().shape
+    (2500, 128)
+    """
+
+    parts = {"adversary": GaussianAdversary}
+    stages = MTAeAdv.stages
+    presets = MTAeAdv.presets
+
+
+class MTAeOT(MTAe):
+    r"""MTAe trained on transported pairs :cite:p:`Katzalis2025`.
+
+    Each control cell is paired, by optimal transport within its context, with a cell of every condition measured there, and
+    decoded to it: :math:`\lVert g(f(x_\mathrm{control}), c) - x_\mathrm{partner} \rVert^2`. Contexts without perturbed
+    training cells take no part. :func:`multipert.data.pair` gives the pairs. Arguments are those of :class:`MTAe`.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTAeOT.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTAeOT(adata)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.is_trained
+    True
+    """
+
+    stages = (Stage("ot"),)
+
+
+class MTAePlusOT(MTAe):
+    """MTAe trained on reconstruction, then on transported pairs :cite:p:`Katzalis2025`.
+
+    The passes of :class:`MTAe` and :class:`MTAeOT` one after the other on the same weights. Arguments are those of
+    :class:`MTAe`.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTAePlusOT.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTAePlusOT(adata)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> len(model.history["train_loss"])
+    2
+    """
+
+    stages = (Stage("self"), Stage("ot"))
+
+
+class MTVae(MTAe):
+    r"""MTAe with a normal distribution for each cell's latent representation :cite:p:`Katzalis2025`.
+
+    .. math::
+
+        z \sim \mathcal N\bigl(\mu(f(x)),\, \sigma^2(f(x))\bigr), \qquad
+        \mathrm{MSE} + \beta\, \tfrac{B}{N}\, \mathrm{KL}\bigl(z \,\Vert\, \mathcal N(0, I)\bigr)
+
+    with B cells per batch and N cells. Predictions use the mean, or draw with `predict(n_samples=)`. The published code
+    never trained the layers of mean and variance; here they are trained (`train_vae_heads`). Arguments are those of
+    :class:`MTAe`.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTVae.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTVae(adata, kl_weight=0.01)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> drawn = model.predict(perturbation="P1", context="context_1", n_samples=3)
+    >>> sorted(drawn.obs["sample"].unique())
+    [0, 1, 2]
+    """
+
+    tags = replace(MTAe.tags, samples=True)
+    parts = {"variational": True}
+    presets: ClassVar[dict[str, dict[str, Any]]] = _with(
+        MTAe.presets, kl_weight=0.004, train_vae_heads=True, published={"lr": 6.62e-6, "batch_size": 32}
+    )
+
+
+class MTVaeOT(MTAe):
+    """:class:`MTVae` trained on transported pairs :cite:p:`Katzalis2025`; see :class:`MTAeOT`.
+
+    Arguments are those of :class:`MTAe`.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTVaeOT.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTVaeOT(adata)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.is_trained
+    True
+    """
+
+    tags, parts, presets, stages = MTVae.tags, MTVae.parts, MTVae.presets, MTAeOT.stages
+
+
+class MTVaePlusOT(MTAe):
+    """:class:`MTVae` trained on reconstruction, then on transported pairs :cite:p:`Katzalis2025`; see :class:`MTAePlusOT`.
+
+    Arguments are those of :class:`MTAe`.
+
+    Examples
+    --------
+    >>> import multipert as mp
+    >>> adata = mp.datasets.screen("small")
+    >>> mp.model.MTVaePlusOT.setup_anndata(adata, context_key="context")
+    >>> model = mp.model.MTVaePlusOT(adata)
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> len(model.history["train_loss"])
+    2
+    """
+
+    tags, parts, presets, stages = MTVae.tags, MTVae.parts, MTVae.presets, MTAePlusOT.stages

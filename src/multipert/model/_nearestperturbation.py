@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from ._base import PerturbationModel
+from ._embedding import embed, registered_embedding
 from ._shift import MeasuredShiftModule, mean_shift_table
 from ._tags import ModelTags
 
@@ -19,53 +20,6 @@ if TYPE_CHECKING:
     from multipert.data._loaders import CellLoader
 
     from ._module import Tensors
-
-
-def registered_embedding(model: PerturbationModel) -> torch.Tensor | None:
-    """Embedding of every perturbation of a model's vocabulary.
-
-    Parameters
-    ----------
-    model
-        A model that was set up with `perturbation_embedding_key`.
-
-    Returns
-    -------
-    Shape `(n_perturbations, n_dimensions)`, float64, in the order of the codes; None for a model without data.
-
-    Raises
-    ------
-    ValueError
-        If rows were removed from the table after the setup.
-    """
-    if model.adata is None:
-        return None
-    table, names = model._setup.embedding(model._setup.as_anndata(model.adata)), list(model._codec.vocabulary)
-    absent = [name for name in names if table is None or name not in table.index]
-    if table is None or absent:
-        raise ValueError(
-            f"uns[{model._setup.perturbation_embedding_key!r}] lacks {len(absent)} perturbation(s) that it had at the "
-            f"setup: {', '.join(absent[:5])}; set up the data again and make a new model."
-        )
-    return torch.from_numpy(table.loc[names].to_numpy(np.float64, copy=True))
-
-
-def embed(table: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Embedding of conditions: the sum of their parts'.
-
-    Parameters
-    ----------
-    table
-        Embedding of the perturbations, shape `(n_perturbations, n_dimensions)`.
-    codes
-        Codes of the conditions, shape `(n_conditions, n_slots)`, -1 for control and padding.
-
-    Returns
-    -------
-    Shape `(n_conditions, n_dimensions)`.
-    """
-    # code -1 is the last row, which adds nothing
-    return torch.cat([table, torch.zeros_like(table[:1])])[codes.long()].sum(1)
 
 
 def nearest_rows(candidates: torch.Tensor, wanted: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from multipert import _keys
 from multipert._progress import track
 from multipert.data._checks import row_blocks
+from multipert.data._noise import cell_keys, sample_seed
 
 from ._realise import draw_counts, residual, size_factors
 
@@ -111,6 +112,22 @@ class Predictor:
     contexts: np.ndarray
     means: ContextMeans | None = None
     counts: np.ndarray | sparse.csr_matrix | None = None
+
+    def sampling(self, sample: int) -> Predictor:
+        """The same prediction, drawn under the numbers of one sample.
+
+        Parameters
+        ----------
+        sample
+            Number of the sample.
+
+        Returns
+        -------
+        A predictor whose batches hold the cells' keys.
+        """
+        seed = sample_seed(self.seed, sample)
+        store = self.store.with_columns({_keys.CELL_KEY: cell_keys(seed, self.obs_names)})
+        return replace(self, seed=seed, store=store)
 
     def batches(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensors]]:
         """Positions within `rows` and the batch of each step."""

@@ -136,6 +136,50 @@ def means_to_anndata(
     )
 
 
+def join_samples(samples: Sequence[AnnData]) -> AnnData:
+    """Cells of several samples under one another.
+
+    Parameters
+    ----------
+    samples
+        What :func:`cells_to_anndata` made of each sample.
+
+    Returns
+    -------
+    One AnnData, samples one after the other, numbered in `obs["sample"]`, with `#` and the number behind the names.
+    """
+    first = samples[0]
+    obs = pd.concat([one.obs.assign(**{_keys.SAMPLE: number}) for number, one in enumerate(samples)])
+    obs.index = pd.Index([f"{name}#{number}" for name, number in zip(obs.index, obs[_keys.SAMPLE], strict=True)])
+    return AnnData(
+        X=_joined([one.X for one in samples]),
+        obs=obs,
+        var=first.var,
+        layers={key: _joined([one.layers[key] for one in samples]) for key in first.layers},
+        uns=first.uns,
+    )
+
+
+def pool_samples(samples: Sequence[AnnData]) -> AnnData:
+    """Means and variances over cells and samples; every sample has the same number of cells.
+
+    Parameters
+    ----------
+    samples
+        What :func:`means_to_anndata` made of each sample.
+
+    Returns
+    -------
+    One AnnData of the same rows; `n_cells` stays the number of control cells.
+    """
+    result = samples[0]
+    means = np.stack([one.X for one in samples]).astype(np.float64)
+    within = np.stack([one.layers[_keys.VARIANCE_LAYER] for one in samples]).astype(np.float64)
+    result.X = means.mean(axis=0).astype(np.float32)
+    result.layers[_keys.VARIANCE_LAYER] = (within.mean(axis=0) + means.var(axis=0)).astype(np.float32)
+    return result
+
+
 def _number_doses(obs: pd.DataFrame, dose_key: str | None) -> None:
     """Make doses numbers, unless one of them is of a combination such as "1+5"."""
     if dose_key is not None:

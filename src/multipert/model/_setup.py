@@ -253,6 +253,7 @@ class Setup:
             self.control,
             self.delimiter,
             None if table is None else tuple(table.index),
+            0 if table is None else table.shape[1],
             expression,
             labels,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -22,6 +22,8 @@ class ModelTags:
         Whether one model holds more than one perturbation.
     unseen_perturbations
         Whether perturbations without training cells are legal targets.
+    unseen_needs_embedding
+        Whether they are so only where `perturbation_embedding_key` is given.
     combinations
         Whether labels such as "A+B" are legal.
     doses
@@ -40,6 +42,8 @@ class ModelTags:
         Whether there is a latent representation.
     perturbation_embedding
         Whether `get_perturbation_embedding` returns something.
+    samples
+        Whether `predict(n_samples=)` draws several counterfactuals of one cell.
     output
         What a predicted row is: a mapped "cell", a drawn "sample", or the "mean" repeated.
     reference
@@ -51,6 +55,7 @@ class ModelTags:
     unseen_context: bool = True
     several_perturbations: bool = True
     unseen_perturbations: bool = False
+    unseen_needs_embedding: bool = False
     combinations: bool = False
     doses: bool = False
     needs_embedding: bool = False
@@ -60,5 +65,23 @@ class ModelTags:
     modalities: int = 1
     latent: bool = False
     perturbation_embedding: bool = False
+    samples: bool = False
     output: Literal["cell", "sample", "mean"] = "cell"
     reference: str = ""
+
+    def given(self, perturbation_embedding_key: str | None) -> ModelTags:
+        """What holds under a setup: without an embedding, unseen perturbations may be out of reach.
+
+        Parameters
+        ----------
+        perturbation_embedding_key
+            The setup argument.
+
+        Returns
+        -------
+        Tags whose `unseen_perturbations` needs no further condition.
+        """
+        unseen = self.unseen_perturbations and (
+            not self.unseen_needs_embedding or perturbation_embedding_key is not None
+        )
+        return replace(self, unseen_perturbations=unseen)

@@ -145,10 +145,40 @@ def check_known(
         if name not in codec.vocabulary:
             raise ValueError(f"Perturbation {name!r} is unknown to this model{close_matches(name, codec.vocabulary)}")
         if name not in seen and not tags.unseen_perturbations:
-            raise ValueError(
-                f"Perturbation {name!r} has no training cells and {model} cannot predict unseen perturbations (tag "
-                f"unseen_perturbations is False){close_matches(name, seen)}"
+            why = (
+                "without perturbation_embedding_key (tag unseen_needs_embedding)"
+                if tags.unseen_needs_embedding
+                else "(tag unseen_perturbations is False)"
             )
+            raise ValueError(
+                f"Perturbation {name!r} has no training cells and {model} cannot predict unseen perturbations {why}"
+                f"{close_matches(name, seen)}"
+            )
+
+
+def check_samples(n_samples: int | None, tags: ModelTags, model: str) -> None:
+    """Refuse samples of a model that draws none, and numbers below 1.
+
+    Parameters
+    ----------
+    n_samples
+        What was asked for.
+    tags
+        Tags of the model.
+    model
+        Its name.
+
+    Raises
+    ------
+    ValueError
+        Naming the tag or the number.
+    """
+    if n_samples is None:
+        return
+    if not tags.samples:
+        raise ValueError(f"{model} draws no samples (tag samples is False), so n_samples={n_samples} has no meaning.")
+    if n_samples < 1 or int(n_samples) != n_samples:
+        raise ValueError(f"n_samples={n_samples} must be a whole number of at least 1.")
 
 
 def encode_targets(targets: Sequence[Condition], codec: ConditionCodec, n_slots: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,8 @@ from scvi.model._utils import parse_device_args
 
 from multipert import _keys
 from multipert.data._loaders import CellLoader
+from multipert.data._pairing import transport_pairs
+from multipert.train import Stage
 from multipert.train._fit import append_history, fit
 from multipert.train._plan import PerturbationTrainingPlan
 
@@ -44,6 +46,7 @@ def fit_model(
     lr: float | None,
     weight_decay: float | None,
     plan_kwargs: dict[str, Any],
+    early_stopping: bool,
     **trainer_kwargs: Any,
 ) -> None:
     """Run the stages of a model, then its `conclude`; hooks see training cells only.
@@ -68,12 +71,14 @@ def fit_model(
         L2 penalty; None takes the preset's.
     plan_kwargs
         Further arguments of the training plan.
+    early_stopping
+        Whether a pass stops when the loss of the validation cells no longer falls.
     trainer_kwargs
         Arguments of scvi-tools' `Trainer`.
     """
     train, val = split
     defaults = {**_DEFAULTS, **model._preset}
-    store = model._training_store(adata)
+    store = model._training_store(adata, seed)
     conditions, codes = _training_conditions(model, adata, train)
     batch_size = checked_batch_size(batch_size, defaults["batch_size"])
     in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
@@ -82,24 +87,34 @@ def fit_model(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model.module.train()
-            model.module.prepare(in_order)
-            for stage, pairing in enumerate(model.stages):
-                rows, partners = _stage_rows(model, adata, train, train, pairing, seed)
-                val_rows, val_partners = _stage_rows(model, adata, val, np.union1d(train, val), pairing, seed)
+            model.module.known_codes, model.module.known_doses = (
+                torch.from_numpy(values).to(model.module.device)
+                for values in encode_targets(conditions, model._codec, model._n_slots)
+            )
+            with torch.no_grad():
+                model.module.prepare(in_order)
+            for number, stage in enumerate(map(Stage.of, model.stages)):
+                rows, partners = _stage_rows(model, adata, train, train, stage.pairing, seed)
+                val_rows, val_partners = _stage_rows(model, adata, val, np.union1d(train, val), stage.pairing, seed)
                 loader = CellLoader(
-                    store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + stage
+                    store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + number
                 )
+                model.module.n_rows = len(rows)
                 plan = PerturbationTrainingPlan(
                     model.module,
                     lr=defaults["lr"] if lr is None else lr,
                     weight_decay=defaults["weight_decay"] if weight_decay is None else weight_decay,
+                    trains=stage.trains,
                     **plan_kwargs,
                 )
+                # the loss of validation cells says nothing about a pass that trains the adversary alone
+                stops = early_stopping and stage.trains != "critic"
                 history = fit(
                     plan,
                     loader,
                     CellLoader(store, val_rows, batch_size, partners=val_partners) if len(val_rows) else None,
-                    max_epochs=_epochs(model, max_epochs, len(loader)),
+                    max_epochs=_epochs(model, max_epochs, len(loader), stage.share),
+                    early_stopping=stops,
                     **trainer_kwargs,
                 )
                 model.history_ = append_history(model.history_, history)
@@ -107,10 +122,6 @@ def fit_model(
             model.trained_contexts_ = sorted(set(model._setup.contexts(adata)[train]))
             model.module.to(device).eval()
             with torch.no_grad():
-                model.module.known_codes, model.module.known_doses = (
-                    torch.from_numpy(values).to(device)
-                    for values in encode_targets(conditions, model._codec, model._n_slots)
-                )
                 model.module.conclude(in_order)
                 of_logarithms = not (model._setup.signed or model.tags.counts)
                 if model.module.fits_correction and model.tags.output == "cell" and of_logarithms:
@@ -136,8 +147,10 @@ def _stage_rows(
     model: PerturbationModel, adata: AnnData, rows: np.ndarray, pool: np.ndarray, pairing: Pairing, seed: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Cells of a pass, and their paired controls among the increasing rows of the pool."""
-    if pairing == "self":
+    if pairing == "self" or not len(rows):
         return rows, None
+    if pairing == "ot" and model._setup.pairing_key is None:
+        return _transported_rows(model, adata, rows, seed)
     partners = model._partners(adata, pool, seed)[np.searchsorted(pool, rows)]
     partners = np.where(np.isin(partners, pool), partners, -1)
     dropped = int((partners < 0).sum())
@@ -146,13 +159,34 @@ def _stage_rows(
     return rows[partners >= 0], partners[partners >= 0]
 
 
-def _epochs(model: PerturbationModel, max_epochs: int | None, n_batches: int) -> int:
-    """The epochs asked for, the preset's, or as many as its number of updates takes."""
+def _transported_rows(
+    model: PerturbationModel, adata: AnnData, rows: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each control cell its partner of every condition, and itself; the partners and the control cells."""
+    setup = model._setup
+    pairs = transport_pairs(
+        setup.expression(adata),
+        setup.conditions(adata)[1],
+        setup.contexts(adata),
+        setup.is_control(adata),
+        rows,
+        partner=model._partner,
+        seed=seed,
+    )
+    controls = np.unique(pairs["control"].to_numpy())
+    return (
+        np.concatenate([controls, pairs["perturbed"].to_numpy()]),
+        np.concatenate([controls, pairs["control"].to_numpy()]),
+    )
+
+
+def _epochs(model: PerturbationModel, max_epochs: int | None, n_batches: int, share: float) -> int:
+    """The epochs asked for, the preset's, or as many as its number of updates takes; each times the pass's share."""
     if max_epochs is not None:
-        return int(max_epochs)
+        return math.ceil(max_epochs * share)
     if "n_updates" in model._preset and "max_epochs" not in model._preset:
-        return max(model._preset.get("min_epochs", 1), math.ceil(model._preset["n_updates"] / n_batches))
-    return model._preset.get("max_epochs", _DEFAULTS["max_epochs"])
+        return max(model._preset.get("min_epochs", 1), math.ceil(model._preset["n_updates"] * share / n_batches))
+    return math.ceil(model._preset.get("max_epochs", _DEFAULTS["max_epochs"]) * share)
 
 
 def _fit_correction(model: PerturbationModel, loader: CellLoader, codes: np.ndarray) -> None:

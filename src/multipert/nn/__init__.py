@@ -1,16 +1,23 @@
 """Parts of networks that models share; no AnnData inside."""
 
-from ._condition import multi_hot, with_control
+from ._adversary import ConditionAdversary, GaussianAdversary
+from ._condition import ConditionVector, multi_hot
 from ._film import Encoder, FiLMDecoder, FiLMGenerator, linear
 from ._moments import GroupMeans, group_means
+from ._variational import GaussianLatent, kl_to_standard_normal, noise_of_cells
 
 __all__ = [
+    "ConditionAdversary",
+    "ConditionVector",
     "Encoder",
     "FiLMDecoder",
     "FiLMGenerator",
+    "GaussianAdversary",
+    "GaussianLatent",
     "GroupMeans",
     "group_means",
+    "kl_to_standard_normal",
     "linear",
     "multi_hot",
-    "with_control",
+    "noise_of_cells",
 ]

@@ -1,8 +1,11 @@
-"""Perturbation codes of a batch to vectors; the multi-hot matrix exists per batch only."""
+"""Perturbation codes and doses of a batch to vectors; the multi-hot matrix exists per batch only."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
+
+from multipert import _keys
 
 
 def multi_hot(codes: torch.Tensor, doses: torch.Tensor, n_perturbations: int) -> torch.Tensor:
@@ -35,17 +38,101 @@ def multi_hot(codes: torch.Tensor, doses: torch.Tensor, n_perturbations: int) ->
     return vectors[:, :n_perturbations]
 
 
-def with_control(vectors: torch.Tensor) -> torch.Tensor:
-    """Prepend the control column: 1 for control, 0 for any perturbation.
+class ConditionVector(nn.Module):
+    r"""The vector of a condition: how much of it is control, then the sum of its parts' vectors, scaled by dose.
+
+    .. math::
+
+        v = \Bigl(\prod_k (1 - s_k),\ \sum_k s_k\, e_k\Bigr), \qquad
+        s_k = \frac{1}{1 + (m_k / d_k)^{h_k}}
+
+    with :math:`e_k` the unit vector or the given embedding of part k, :math:`d_k` its dose, and its midpoint :math:`m_k`
+    and slope :math:`h_k` learnt (both from :math:`e_k`, starting at the geometric mean of the trained doses and at 1).
+    Without doses :math:`s_k = 1`: the vector of control is then (1, 0), that of a perturbation (0, e). With doses the
+    vector goes to that of control as the dose goes to 0.
 
     Parameters
     ----------
-    vectors
-        What :func:`multi_hot` returns, shape `(B, n_perturbations)`.
-
-    Returns
-    -------
-    Shape `(B, n_perturbations + 1)`.
+    n_perturbations
+        Size of the vocabulary.
+    n_embedding
+        Width of the given embedding; None takes unit vectors.
+    doses
+        Whether parts are scaled by their doses.
     """
-    control = (vectors == 0).all(dim=1, keepdim=True).to(vectors.dtype)
-    return torch.cat([control, vectors], dim=1)
+
+    def __init__(self, n_perturbations: int, n_embedding: int | None = None, doses: bool = False) -> None:
+        super().__init__()
+        self.n_perturbations = n_perturbations
+        self.n_features = n_perturbations if n_embedding is None else n_embedding
+        self.doses = doses
+        self.embedding: torch.Tensor | None
+        self.register_buffer("embedding", None if n_embedding is None else torch.zeros(n_perturbations, n_embedding))
+        if doses:
+            self.log_dose: torch.Tensor
+            self.register_buffer("log_dose", torch.zeros(n_perturbations))
+            # change of the log midpoint, and log slope
+            self.curve = nn.Linear(self.n_features, 2)
+            nn.init.zeros_(self.curve.weight)
+            nn.init.zeros_(self.curve.bias)
+
+    @property
+    def width(self) -> int:
+        """Width of the vectors, control's entry included."""
+        return 1 + self.n_features
+
+    def start(self, codes: torch.Tensor, doses: torch.Tensor) -> None:
+        """Put the midpoints where the trained doses are.
+
+        Parameters
+        ----------
+        codes
+            Codes of the trained conditions, shape `(n_conditions, n_slots)`, -1 for control and padding.
+        doses
+            Their doses, same shape.
+        """
+        at = codes >= 0
+        if not self.doses or not at.any():
+            return
+        log_dose, codes = doses[at].double().log(), codes[at].long()
+        total = torch.zeros(self.n_perturbations, dtype=torch.float64).index_add_(0, codes, log_dose)
+        n = torch.bincount(codes, minlength=self.n_perturbations)
+        mean = torch.where(n > 0, total / n.clamp(min=1), log_dose.mean())
+        self.log_dose.copy_(mean)
+
+    def strength(self, codes: torch.Tensor, doses: torch.Tensor) -> torch.Tensor:
+        """How far each part is from control, in 0..1; 0 for control and padding.
+
+        Parameters
+        ----------
+        codes
+            Codes, shape `(B, n_slots)`.
+        doses
+            Doses, same shape.
+
+        Returns
+        -------
+        Shape `(B, n_slots)`.
+        """
+        present = codes >= 0
+        if not self.doses:
+            return present.to(doses.dtype)
+        at = codes.long().clamp(min=0)
+        if self.embedding is not None:
+            curve = self.curve(self.embedding[at])
+        else:
+            curve = nn.functional.embedding(at, self.curve.weight.T) + self.curve.bias
+        shift, log_slope = curve.unbind(-1)
+        log_dose = torch.where(present, doses, torch.ones_like(doses)).log()
+        strength = torch.sigmoid(log_slope.exp() * (log_dose - self.log_dose[at] - shift))
+        return torch.where(present, strength, torch.zeros_like(strength))
+
+    def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Vectors of a batch's labels, shape `(B, width)`."""
+        codes = tensors[_keys.PERTURBATION].long()
+        strength = self.strength(codes, tensors[_keys.DOSE].to(tensors[_keys.X].dtype))
+        control = (1 - strength).prod(dim=1, keepdim=True)
+        if self.embedding is None:
+            return torch.cat([control, multi_hot(codes, strength, self.n_perturbations)], dim=1)
+        parts = self.embedding[codes.clamp(min=0)] * strength[..., None]
+        return torch.cat([control, parts.sum(dim=1)], dim=1)

@@ -10,7 +10,8 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SLOPE = 0.01
+SLOPE = 0.01
+"""Slope of the leaky ReLU below 0."""
 
 
 def linear(n_in: int, n_out: int) -> nn.Linear:
@@ -52,7 +53,7 @@ class FiLMGenerator(nn.Module):
         widths = [n_condition, *hidden]
         trunk: list[nn.Module] = []
         for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
-            trunk += [linear(n_in, n_out), nn.LeakyReLU(_SLOPE)]
+            trunk += [linear(n_in, n_out), nn.LeakyReLU(SLOPE)]
         self.trunk = nn.Sequential(*trunk)
         self.scale = linear(widths[-1], width)
         self.shift = linear(widths[-1], width)
@@ -61,7 +62,7 @@ class FiLMGenerator(nn.Module):
         """Scale and shift, each of shape `(B, width)`."""
         hidden = self.trunk(condition)
         activate = nn.functional.leaky_relu
-        return activate(self.scale(hidden), _SLOPE), activate(self.shift(hidden), _SLOPE)
+        return activate(self.scale(hidden), SLOPE), activate(self.shift(hidden), SLOPE)
 
 
 class GeneMask(nn.Module):
@@ -116,9 +117,7 @@ class Encoder(nn.Module):
         widths = [n_vars, *hidden]
         self.hidden = nn.Sequential(
             *(
-                nn.Sequential(
-                    linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(_SLOPE), nn.Dropout(dropout_rate)
-                )
+                nn.Sequential(linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.LeakyReLU(SLOPE), nn.Dropout(dropout_rate))
                 for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
             )
         )
@@ -126,7 +125,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Latent representation, shape `(B, n_latent)`."""
-        return nn.functional.leaky_relu(self.latent(self.hidden(self.mask(x))), _SLOPE)
+        return nn.functional.leaky_relu(self.latent(self.hidden(self.mask(x))), SLOPE)
 
 
 class FiLMDecoder(nn.Module):
@@ -169,5 +168,5 @@ class FiLMDecoder(nn.Module):
         """Expression, shape `(B, n_vars)`; may be slightly negative."""
         for layer, norm, film in zip(self.linears, self.norms, self.films, strict=True):
             scale, shift = film(condition)
-            z = self.dropout(nn.functional.leaky_relu(scale * norm(layer(z)) + shift, _SLOPE))
-        return nn.functional.leaky_relu(self.output(z), _SLOPE)
+            z = self.dropout(nn.functional.leaky_relu(scale * norm(layer(z)) + shift, SLOPE))
+        return nn.functional.leaky_relu(self.output(z), SLOPE)

@@ -12,6 +12,7 @@ import pandas as pd
 from multipert import _keys
 from multipert.data._pairing import Pairing
 from multipert.model import ModelTags, PerturbationModel
+from multipert.train import Stage
 
 from ._case import refused, require
 
@@ -31,7 +32,7 @@ def check_tags(case: Case) -> None:
     if not isinstance(tags, ModelTags):
         raise AssertionError(f"tags is {tags!r}; the contract wants a ModelTags")
     require(tags.output in _OUTPUTS, f"tags.output is {tags.output!r}; known: {_OUTPUTS}")
-    unknown = [stage for stage in stages if stage not in get_args(Pairing)]
+    unknown = [stage for stage in stages if not isinstance(stage, Stage) and stage not in get_args(Pairing)]
     require(not unknown, f"stages names {unknown}; known: {get_args(Pairing)}")
 
 

@@ -55,6 +55,7 @@ def fit(
         warnings.filterwarnings("ignore", message=".*fused.*")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*logging interval.*")
         warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         trainer = Trainer(early_stopping_monitor="validation_loss", **trainer_kwargs)
         handler = signal.getsignal(signal.SIGINT)
         try:
@@ -130,7 +131,7 @@ def check_train_kwargs(trainer_kwargs: dict[str, Any], plan_kwargs: dict[str, An
     for key in trainer_kwargs:
         if key not in known:
             raise TypeError(f"train() got an unexpected keyword argument {key!r}{close_matches(key, known)}")
-    legal = _arguments(PerturbationTrainingPlan) - {"module", "lr", "weight_decay"}
+    legal = _arguments(PerturbationTrainingPlan) - {"module", "lr", "weight_decay", "trains"}
     for key in plan_kwargs or {}:
         if key in ("lr", "weight_decay"):
             raise TypeError(f"plan_kwargs holds {key!r}; pass it to train() itself.")

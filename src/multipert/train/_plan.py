@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import lightning.pytorch as pl
 import torch
 
+from multipert import _keys
+
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
     from scvi.module.base import LossOutput
 
     from multipert.model._module import PerturbationModule, Tensors
+
+    from ._stage import Trains
 
 
 class PerturbationTrainingPlan(pl.LightningModule):
@@ -36,6 +40,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
         Learning rate of the adversary; None takes `lr`.
     critic_every
         The adversary is trained at every `critic_every`-th batch.
+    trains
+        Which parameters move; see :class:`Stage`.
     """
 
     def __init__(
@@ -48,9 +54,11 @@ class PerturbationTrainingPlan(pl.LightningModule):
         eps: float = 1e-8,
         critic_lr: float | None = None,
         critic_every: int = 1,
+        trains: Trains = "all",
     ) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.trains = module, trains
+        module.adversarial = trains == "all"
         self.automatic_optimization = False
         self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
         self.critic_lr = lr if critic_lr is None else critic_lr
@@ -85,22 +93,24 @@ class PerturbationTrainingPlan(pl.LightningModule):
             self._stop("The weights became infinite or NaN", f"the end of epoch {self.current_epoch}")
 
     def training_step(self, batch: Tensors, batch_idx: int) -> torch.Tensor:
-        """One update of the module, then one of the adversary."""
+        """One update of the module, then one of the adversary, as far as the pass trains them."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         rate = min(1.0, self._n_updates / self.n_warmup_steps) if self.n_warmup_steps else 1.0
         self._n_updates += 1
-        output = self(batch)
-        self._check_finite(output.loss, batch_idx)
-        self._update(optimizers[0], output.loss, self.lr * rate)
-        if len(optimizers) > 1 and batch_idx % self.critic_every == 0:
-            critic_loss = self.module.critic_loss(batch)
-            self._check_finite(critic_loss, batch_idx)
-            self._update(optimizers[1], critic_loss, self.critic_lr * rate)
-            self._log("critic_loss", critic_loss.detach(), output)
-        loss = output.loss.detach()
-        self._log("train_loss", loss, output)
+        loss = torch.zeros((), device=self.device)
+        if self.trains != "critic":
+            loss = self._step(optimizers[0], self(batch).loss, self.lr * rate, batch_idx)
+            self._log("train_loss", loss, batch)
+        if self.trains != "module" and len(optimizers) > 1 and batch_idx % self.critic_every == 0:
+            critic_loss = self._step(optimizers[1], self.module.critic_loss(batch), self.critic_lr * rate, batch_idx)
+            self._log("critic_loss", critic_loss, batch)
         return loss
+
+    def _step(self, optimizer: LightningOptimizer, loss: torch.Tensor, lr: float, batch_idx: int) -> torch.Tensor:
+        self._check_finite(loss, batch_idx)
+        self._update(optimizer, loss, lr)
+        return loss.detach()
 
     def _update(self, optimizer: LightningOptimizer, loss: torch.Tensor, lr: float) -> None:
         for group in optimizer.param_groups:
@@ -113,12 +123,11 @@ class PerturbationTrainingPlan(pl.LightningModule):
 
     def validation_step(self, batch: Tensors, batch_idx: int) -> None:
         """Log the loss of held-out cells."""
-        output = self(batch)
-        self._log("validation_loss", output.loss, output)
+        self._log("validation_loss", self(batch).loss, batch)
 
-    def _log(self, name: str, value: torch.Tensor, output: LossOutput) -> None:
+    def _log(self, name: str, value: torch.Tensor, batch: Tensors) -> None:
         """Mean over the epoch, cells weighted equally."""
-        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=output.n_obs_minibatch)
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[_keys.X]))
 
     def _check_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
         if not torch.isfinite(loss):

@@ -1,0 +1,43 @@
+"""One pass of training: which cells meet which, and which parameters move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from multipert.data._pairing import Pairing
+
+Trains = Literal["all", "module", "critic"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training pass; each starts with fresh optimisers and a fresh warm-up.
+
+    Parameters
+    ----------
+    pairing
+        What a batch holds: "self" cells under their own label, "random" cells with a control cell of their context,
+        "ot" control cells with a transported partner of each condition.
+    trains
+        Which parameters move: "module" without its adversary, which then takes no part in the loss; "critic" the
+        adversary alone; "all" both in turn.
+    share
+        Length of the pass, as a share of the epochs or updates asked for.
+    """
+
+    pairing: Pairing = "self"
+    trains: Trains = "all"
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, stage: Stage | Pairing) -> Stage:
+        """A stage, from one or from its pairing alone."""
+        return stage if isinstance(stage, Stage) else cls(stage)
+
+    def __post_init__(self) -> None:
+        for name, known in (("pairing", get_args(Pairing)), ("trains", get_args(Trains))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; known: {', '.join(map(repr, known))}.")
+        if not self.share > 0:
+            raise ValueError(f"share={self.share} must be above 0.")
