@@ -19,7 +19,8 @@ HEADINGS = {
     "doses": "doses",
     "counts": "models counts",
     "latent": "latent representation",
-    "perturbation_embedding": "perturbation embedding",
+    "perturbation_embedding": "learnt perturbation embedding",
+    "samples": "draws samples",
     "output": "a row is a",
     "modalities": "modalities",
 }
@@ -28,6 +29,7 @@ NEEDS = {
     "needs_embedding": "perturbation embedding",
     "needs_cell_embedding": "cell embedding",
     "needs_counts": "counts",
+    "unseen_needs_embedding": "perturbation embedding for unseen perturbations",
 }
 
 

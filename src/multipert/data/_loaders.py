@@ -1,4 +1,4 @@
-"""Batches by row numbers: shuffled, paired, or of one condition each."""
+"""Batches by row numbers: shuffled, paired, of one condition each, or of several groups."""
 
 from __future__ import annotations
 
@@ -96,3 +96,59 @@ class CellLoader:
         self.epoch += 1
         for at in batches:
             yield self.store.batch(self.rows[at], None if self.partners is None else self.partners[at])
+
+
+class GroupLoader:
+    """Batches of several groups: some cells of each, and as many control cells of its context.
+
+    A group holds the cells of one condition in one context. Each pass visits every group once, so rare groups count as
+    much as frequent ones; cells are drawn anew, without repeats where the group has enough of them. The draw of pass `e`
+    depends on `(seed, e)` only.
+
+    Parameters
+    ----------
+    store
+        Where the cells are.
+    groups
+        Row numbers of the cells of each group, and of the control cells of its context.
+    n_cells
+        Cells drawn of each group.
+    groups_per_batch
+        Groups in a batch.
+    shuffle
+        Whether each pass draws anew.
+    seed
+        Seed of the draw.
+    """
+
+    def __init__(
+        self,
+        store: CellStore,
+        groups: list[tuple[np.ndarray, np.ndarray]],
+        n_cells: int,
+        groups_per_batch: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not groups:
+            raise ValueError("A loader needs at least one group; no context has both control and perturbed cells.")
+        self.store, self.groups = store, groups
+        self.n_cells, self.groups_per_batch = n_cells, groups_per_batch
+        self.shuffle, self.seed, self.epoch = shuffle, seed, 0
+        self.rows = np.concatenate([rows for rows, _ in groups])
+
+    def __len__(self) -> int:
+        return -(-len(self.groups) // self.groups_per_batch)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        self.epoch += self.shuffle
+        order = rng.permutation(len(self.groups))
+        for first in range(0, len(order), self.groups_per_batch):
+            drawn = [
+                [rng.choice(rows, self.n_cells, replace=len(rows) < self.n_cells) for rows in self.groups[i]]
+                for i in order[first : first + self.groups_per_batch]
+            ]
+            cells, controls = (np.concatenate(part) for part in zip(*drawn, strict=True))
+            yield self.store.batch(cells, controls)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Pairing = Literal["self", "random", "ot"]
+Pairing = Literal["self", "random", "ot", "group"]
 
 _FIT_CELLS = 10_000
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Partner = Literal["best", "sample"]
 
-# Peak of the network simplex per entry of the cost matrix: costs, plan and its own arcs.
+# Peak of the network simplex per distance, rounded up: distances, plan and its own arcs.
 _BYTES_PER_ENTRY = 64
 # Points a side of a block, and passes over regrouped pairs: more of either costs more time for a smaller cost.
 _BLOCK = 256
@@ -61,8 +61,8 @@ def match(
     distance. Up to `exact_up_to` times `exact_up_to` distances it is solved exactly. Above, both sides are halved
     together at their own quantiles, along the coordinate of largest variance, down to blocks of equal mass and about 256
     points a side; each is solved exactly. Four passes then regroup the pairs along random directions and solve each
-    group exactly, which never raises the cost. Every point is in a block, a point at a quantile with parts of its mass
-    in two.
+    group exactly, which never raises the cost. Every point is in a block; one that lies at a quantile has parts of its mass
+    in several.
 
     Time is about `k**2` to `k**3` for `k` points a side when exact, and `(n + m) * (d + 256)` times a constant and the
     logarithm of the number of blocks above. Memory is at most `max_bytes` for distances and plan of one block, beside
@@ -177,6 +177,8 @@ def _solve(whole: np.ndarray, other: np.ndarray, units: int, mass: np.ndarray) -
         return *linear_sum_assignment(distance), mass
     from ot import emd
 
+    # the solver takes differences below about 1e-12 for none
+    distance /= distance.max() or 1.0
     plan = emd(np.full(len(whole), float(units)), mass.astype(np.float64), distance, numItermax=_NEVER)
     first, second = np.nonzero(plan > 0.5)
     return first, second, np.rint(plan[first, second]).astype(np.int64)

@@ -8,6 +8,7 @@ from ._files import ModelFileError as ModelFileError
 from ._knn import KNN
 from ._module import PerturbationModule as PerturbationModule
 from ._mtae import MTAe, MTAeAdv, MTAeAdvG, MTAeOT, MTAePlusOT, MTVae, MTVaeOT, MTVaePlusOT
+from ._mtaeed import MTAeED
 from ._nearestperturbation import NearestPerturbation
 from ._tags import ModelTags as ModelTags
 from ._twofactor import TwoFactor
@@ -20,6 +21,7 @@ __all__ = [
     "MTAe",
     "MTAeAdv",
     "MTAeAdvG",
+    "MTAeED",
     "MTAeOT",
     "MTAePlusOT",
     "MTVae",

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
+    from multipert.data._transport import Partner
     from multipert.train import Stage
 
     from ._module import PerturbationModule
@@ -53,6 +54,8 @@ class PerturbationModel(BaseModelClass):
     """Training passes; none for a model fitted in closed form."""
     parts: ClassVar[dict[str, Any]] = {}
     """Keyword arguments of the module that make a variant."""
+    _partner: Partner = "best"
+    """Which cell of a row of the transport plan a control cell is paired with."""
     presets: ClassVar[dict[str, dict[str, Any]]] = {"default": {}}
     """Widths and training defaults by name; explicit arguments win."""
     search_space: ClassVar[dict[str, tuple]] = {}
@@ -575,6 +578,16 @@ class PerturbationModel(BaseModelClass):
         """Labels of some conditions, with doses where the model was set up with any."""
         labels = label_columns(conditions, self._codec, self._setup.perturbation_key, self._setup.dose_key)[1]
         return pd.Index(labels, name=self._setup.perturbation_key)
+
+    def _label_tensors(self, conditions: Sequence[Condition]) -> dict[str, torch.Tensor]:
+        """What a batch holds of some conditions, without cells."""
+        codes, doses = encode_targets(conditions, self._codec, self._n_slots)
+        arrays = {
+            _keys.X: np.zeros((len(codes), 0), dtype=np.float32),
+            _keys.PERTURBATION: codes,
+            _keys.DOSE: doses,
+        }
+        return {key: torch.from_numpy(value).to(self.module.device) for key, value in arrays.items()}
 
     def _perturbation_embedding(self) -> pd.DataFrame:
         raise NotImplementedError(f"{type(self).__name__} must define _perturbation_embedding.")

@@ -27,7 +27,6 @@ from ._base import PerturbationModel
 from ._embedding import registered_embedding, scaled
 from ._module import PerturbationModule, Tensors
 from ._tags import ModelTags
-from ._targets import encode_targets
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -311,7 +310,9 @@ class MTAe(PerturbationModel):
             ),
         }
         transported = any(Stage.of(stage).pairing == "ot" for stage in self.stages)
-        self._partner = self._of_part(transported, "a stage of transport", partner=partner).get("partner", "best")
+        self._partner = self._of_part(transported, "a stage of transport", partner=partner).get(
+            "partner", self._partner
+        )
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
@@ -341,14 +342,7 @@ class MTAe(PerturbationModel):
             conditions: list[Condition] = [(), *(((name, 1.0),) for name in names)]
         else:
             conditions = sorted({(), *self.trained_conditions_})
-        codes, doses = encode_targets(conditions, self._codec, self._n_slots)
-        device = self.module.device
-        tensors = {
-            _keys.X: torch.zeros(len(codes), 1, device=device),
-            _keys.PERTURBATION: torch.from_numpy(codes).to(device),
-            _keys.DOSE: torch.from_numpy(doses).to(device),
-        }
-        vectors, columns, names = self.module.condition(tensors), [], []
+        vectors, columns, names = self.module.condition(self._label_tensors(conditions)), [], []
         for layer, film in enumerate(self.module.decoder.films):
             for kind, values in zip(("scale", "shift"), film(vectors), strict=True):
                 columns.append(values)

@@ -14,6 +14,7 @@ from multipert.data._checks import check_column, check_control, check_expression
 from multipert.data._codec import ConditionCodec, parse_column, tokens
 from multipert.data._conditions import Condition, canonical_label, close_matches
 from multipert.data._fields import CategoryField, CellEmbeddingField, ConditionField, DoseField, ExpressionField
+from multipert.data._pairing import named_controls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -230,18 +231,7 @@ class Setup:
 
     def partners(self, adata: AnnData, rows: np.ndarray) -> np.ndarray:
         """Row numbers of the partners that `pairing_key` names; control cells are their own."""
-        control = self.is_control(adata)
-        column = adata.obs[check_column(adata.obs.loc[~control], str(self.pairing_key), "pairing_key").name].astype(str)
-        at = adata.obs_names.get_indexer(column)
-        at[control] = np.flatnonzero(control)
-        wrong = (at < 0) | ~control[at]
-        if wrong.any():
-            shown = ", ".join(map(repr, column[wrong][:3]))
-            raise ValueError(
-                f"obs[{self.pairing_key!r}] names {int(wrong.sum())} partner(s) that are no control cells of this data: "
-                f"{shown}; give the obs name of a control cell for each perturbed cell."
-            )
-        return at[rows]
+        return named_controls(adata.obs, self.is_control(adata), str(self.pairing_key))[rows]
 
     def fields(self, adata: AnnData) -> list[BaseAnnDataField]:
         """The scvi-tools fields of this setup."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from scvi.model._utils import parse_device_args
 
 from multipert import _keys
-from multipert.data._loaders import CellLoader
-from multipert.data._pairing import transport_pairs
+from multipert.data._loaders import CellLoader, GroupLoader
+from multipert.data._pairing import check_pairs, transport_pairs
 from multipert.train import Stage
 from multipert.train._fit import append_history, fit
 from multipert.train._plan import PerturbationTrainingPlan
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from multipert.data._conditions import Condition
     from multipert.data._pairing import Pairing
+    from multipert.data._store import CellStore
 
     from ._base import PerturbationModel
 
@@ -33,6 +35,8 @@ PREDICT_BATCH = 512
 """Cells per batch where no gradient is taken."""
 _DEFAULTS = {"lr": 1e-3, "batch_size": 64, "max_epochs": 100, "weight_decay": 0.0}
 _LARGEST_CORRECTION = 5
+# cells of one context and condition in a batch of groups
+_GROUP_CELLS = 32
 
 
 def fit_model(
@@ -94,12 +98,9 @@ def fit_model(
             with torch.no_grad():
                 model.module.prepare(in_order)
             for number, stage in enumerate(map(Stage.of, model.stages)):
-                rows, partners = _stage_rows(model, adata, train, train, stage.pairing, seed)
-                val_rows, val_partners = _stage_rows(model, adata, val, np.union1d(train, val), stage.pairing, seed)
-                loader = CellLoader(
-                    store, rows, batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed + number
-                )
-                model.module.n_rows = len(rows)
+                passes = _Pass(model, adata, store, stage.pairing, batch_size, seed)
+                loader = passes.training(train, seed + number)
+                model.module.n_rows = len(loader.rows)
                 plan = PerturbationTrainingPlan(
                     model.module,
                     lr=defaults["lr"] if lr is None else lr,
@@ -112,7 +113,7 @@ def fit_model(
                 history = fit(
                     plan,
                     loader,
-                    CellLoader(store, val_rows, batch_size, partners=val_partners) if len(val_rows) else None,
+                    passes.validation(val, np.union1d(train, val)),
                     max_epochs=_epochs(model, max_epochs, len(loader), stage.share),
                     early_stopping=stops,
                     **trainer_kwargs,
@@ -143,20 +144,69 @@ def _training_conditions(
     return [conditions[i] for i in present], np.searchsorted(present, inverse[train])
 
 
-def _stage_rows(
-    model: PerturbationModel, adata: AnnData, rows: np.ndarray, pool: np.ndarray, pairing: Pairing, seed: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cells of a pass, and their paired controls among the increasing rows of the pool."""
-    if pairing == "self" or not len(rows):
-        return rows, None
-    if pairing == "ot" and model._setup.pairing_key is None:
-        return _transported_rows(model, adata, rows, seed)
-    partners = model._partners(adata, pool, seed)[np.searchsorted(pool, rows)]
-    partners = np.where(np.isin(partners, pool), partners, -1)
-    dropped = int((partners < 0).sum())
-    if dropped:
-        logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
-    return rows[partners >= 0], partners[partners >= 0]
+@dataclass
+class _Pass:
+    """Loaders of one training pass."""
+
+    model: PerturbationModel
+    adata: AnnData
+    store: CellStore
+    pairing: Pairing
+    batch_size: int
+    seed: int
+
+    def training(self, rows: np.ndarray, seed: int) -> CellLoader | GroupLoader:
+        """Shuffled batches of the training cells."""
+        if self.pairing == "group":
+            return self._groups(rows, rows, shuffle=True, seed=seed)
+        kept, partners = self._paired(rows, rows)
+        if not len(kept):
+            raise ValueError(
+                f"None of the {len(rows)} training cells can be paired: no context has both control and perturbed cells "
+                "in training. Mark such cells as 'train', or take a model that pairs none."
+            )
+        return CellLoader(self.store, kept, self.batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed)
+
+    def validation(self, rows: np.ndarray, pool: np.ndarray) -> CellLoader | GroupLoader | None:
+        """Batches of the validation cells, their control cells among the increasing rows of the pool; None without."""
+        if self.pairing == "group":
+            return self._groups(rows, pool) if len(rows) else None
+        kept, partners = self._paired(rows, pool)
+        return CellLoader(self.store, kept, self.batch_size, partners=partners) if len(kept) else None
+
+    def _paired(self, rows: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Cells of the pass, and their paired controls."""
+        if self.pairing == "self" or not len(rows):
+            return rows, None
+        if self.pairing == "ot" and self.model._setup.pairing_key is None:
+            return _transported_rows(self.model, self.adata, rows, self.seed)
+        partners = self.model._partners(self.adata, pool, self.seed)[np.searchsorted(pool, rows)]
+        partners = np.where(np.isin(partners, pool), partners, -1)
+        dropped = int((partners < 0).sum())
+        if dropped:
+            logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
+        return rows[partners >= 0], partners[partners >= 0]
+
+    def _groups(self, rows: np.ndarray, pool: np.ndarray, *, shuffle: bool = False, seed: int = 0) -> GroupLoader:
+        """Every context and condition, with the control cells of the context."""
+        setup = self.model._setup
+        contexts, conditions = setup.contexts(self.adata), setup.conditions(self.adata)[1]
+        controls = pool[setup.is_control(self.adata)[pool]]
+        control_rows = {name: controls[contexts[controls] == name] for name in np.unique(contexts[controls])}
+        groups = []
+        for context in np.unique(contexts[rows]):
+            here = rows[contexts[rows] == context]
+            if context not in control_rows:
+                logger.warning("%d cell(s) of %s have no control cell and are left out.", len(here), repr(context))
+                continue
+            groups += [
+                (here[conditions[here] == condition], control_rows[context])
+                for condition in np.unique(conditions[here])
+            ]
+        per_batch = max(1, self.batch_size // _GROUP_CELLS)
+        return GroupLoader(
+            self.store, groups, min(_GROUP_CELLS, self.batch_size), per_batch, shuffle=shuffle, seed=seed
+        )
 
 
 def _transported_rows(
@@ -164,15 +214,9 @@ def _transported_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each control cell its partner of every condition, and itself; the partners and the control cells."""
     setup = model._setup
-    pairs = transport_pairs(
-        setup.expression(adata),
-        setup.conditions(adata)[1],
-        setup.contexts(adata),
-        setup.is_control(adata),
-        rows,
-        partner=model._partner,
-        seed=seed,
-    )
+    cells = setup.conditions(adata)[1], setup.contexts(adata), setup.is_control(adata)
+    pairs = transport_pairs(setup.expression(adata), *cells, rows, partner=model._partner, seed=seed)
+    check_pairs(pairs, cells[1], cells[2], cells[0], rows)
     controls = np.unique(pairs["control"].to_numpy())
     return (
         np.concatenate([controls, pairs["perturbed"].to_numpy()]),

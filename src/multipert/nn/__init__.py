@@ -2,6 +2,7 @@
 
 from ._adversary import ConditionAdversary, GaussianAdversary
 from ._condition import ConditionVector, multi_hot
+from ._energy import energy_distance
 from ._film import Encoder, FiLMDecoder, FiLMGenerator, linear
 from ._moments import GroupMeans, group_means
 from ._variational import GaussianLatent, kl_to_standard_normal, noise_of_cells
@@ -15,6 +16,7 @@ __all__ = [
     "GaussianAdversary",
     "GaussianLatent",
     "GroupMeans",
+    "energy_distance",
     "group_means",
     "kl_to_standard_normal",
     "linear",

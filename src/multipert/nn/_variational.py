@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+_STREAM = 1 << 64
+
+
 class GaussianLatent(nn.Module):
     """Mean and log variance of each latent dimension from the encoder's output.
 
@@ -82,5 +85,7 @@ def noise_of_cells(keys: torch.Tensor, n_dimensions: int) -> torch.Tensor:
     """
     noise = np.empty((len(keys), n_dimensions), dtype=np.float32)
     for row, key in zip(noise, keys.cpu().numpy().view(np.uint64), strict=True):
-        np.random.Generator(np.random.Philox(key=int(key))).standard_normal(dtype=np.float32, out=row)
+        # the upper half of Philox' key sets this stream apart from that of counts, which has the same lower half
+        generator = np.random.Generator(np.random.Philox(key=int(key) + _STREAM))
+        generator.standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(noise)

@@ -20,13 +20,13 @@ from ._plan import PerturbationTrainingPlan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multipert.data._loaders import CellLoader
+    from multipert.data._loaders import CellLoader, GroupLoader
 
 
 def fit(
     plan: PerturbationTrainingPlan,
-    train: CellLoader,
-    validation: CellLoader | None,
+    train: CellLoader | GroupLoader,
+    validation: CellLoader | GroupLoader | None,
     **trainer_kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Train a plan and return the history of this pass.

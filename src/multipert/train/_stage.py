@@ -18,7 +18,8 @@ class Stage:
     ----------
     pairing
         What a batch holds: "self" cells under their own label, "random" cells with a control cell of their context,
-        "ot" control cells with a transported partner of each condition.
+        "ot" control cells with a transported partner of each condition, "group" some cells of each of several contexts
+        and conditions, with as many control cells of the context.
     trains
         Which parameters move: "module" without its adversary, which then takes no part in the loss; "critic" the
         adversary alone; "all" both in turn.
