@@ -117,7 +117,27 @@ def latent():
     return mp.pl.latent(adata, "X_MTAe", color="context", centres=True)
 
 
-PICTURES = (benchmark_table, rank_curves, mean_scatter, precision_recall, gene_distributions, dose_response, latent)
+def perturbations():
+    adata = mp.datasets.simulate(
+        n_cells=8000, n_vars=300, n_contexts=3, n_perturbations=10, doses=[1, 5, 25], features=3, seed=5
+    )
+    labels = adata.obs["perturbation"].astype(str) + "@" + adata.obs["dose"].map("{:g}".format)
+    adata.obs["perturbation"] = labels.replace("control@0", "control")
+    held_out(adata)
+    largest = adata.uns["perturbation_embedding"].idxmax(axis=1).rename("largest feature")
+    return mp.pl.perturbations(fitted(MTAe, adata).get_perturbation_embedding(), groups=largest)
+
+
+PICTURES = (
+    benchmark_table,
+    rank_curves,
+    mean_scatter,
+    precision_recall,
+    gene_distributions,
+    dose_response,
+    latent,
+    perturbations,
+)
 
 
 def main(names):

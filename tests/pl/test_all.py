@@ -43,6 +43,10 @@ def draw(name: str, ax: Axes | None = None) -> Axes:
             return pl.dose_response(observed, adata, "gene_1", ax=ax)
         case "latent":
             return pl.latent(adata, "X_MTAe", ax=ax)
+        case "perturbations":
+            index = ["control", *"ABCDEF", "G@1", "G@10"]
+            table = pd.DataFrame(np.random.default_rng(0).normal(size=(9, 4)), index=index)
+            return pl.perturbations(table, groups=dict.fromkeys("ABC", "pathway"), ax=ax)
     raise AssertionError(f"{name} is not drawn here")
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 
 from multipert import _keys
 
@@ -394,6 +393,9 @@ def transport_pairs(
 
 def _principal_components(x: Any, rows: np.ndarray, n_components: int, seed: int) -> np.ndarray:
     """Scores of some cells, fitted on at most `_FIT_CELLS` of them, shape `(len(rows), n_components or fewer)`."""
+    # takes long to import, and most uses of this module need none of it
+    from sklearn.utils.extmath import randomized_svd
+
     fitted = rows if len(rows) <= _FIT_CELLS else rows[np.linspace(0, len(rows) - 1, _FIT_CELLS).astype(np.int64)]
     cells = np.concatenate([_dense(block) for _, block in row_blocks(x, fitted)])
     mean = cells.mean(axis=0, dtype=np.float64).astype(np.float32)

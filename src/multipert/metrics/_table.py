@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +40,7 @@ PREDICTION = "prediction"
 
 
 def evaluate(
-    predicted: AnnData | None,
+    predicted: AnnData | Mapping[str, AnnData] | None,
     observed: AnnData,
     control: AnnData,
     by: Sequence[str] = (_keys.PERTURBATION, _keys.CONTEXT),
@@ -81,8 +82,10 @@ def evaluate(
     Parameters
     ----------
     predicted
-        Counterfactual cells, as `model.predict` returns them. Cells labelled control are left out. None scores the
-        references alone, for all groups of `observed`.
+        Counterfactual cells, as `model.predict` returns them. Cells labelled control are left out. Several predictions
+        of the same groups by their names, which take the place of `prediction` in the frame, share the references and
+        all else that depends on the data alone: that is much faster than one call for each. None scores the references
+        alone, for all groups of `observed`.
     observed
         Perturbed cells that were measured. Groups that `predicted` does not have are left out.
     control
@@ -130,7 +133,8 @@ def evaluate(
         If a column or the layer is absent.
     ValueError
         If genes differ, values are NaN or infinite, a name of a preset, metric or reference is unknown, a group has no
-        control cells, or `predicted` and `observed` share no group.
+        control cells, `predicted` and `observed` share no group, or several predictions are not of the same groups or
+        have the name of a reference.
 
     Warns
     -----
@@ -165,15 +169,17 @@ def evaluate(
     """
     by = [by] if isinstance(by, str) else list(by)
     names, wanted = _metric_names(preset, metrics), _reference_names(references)
-    optional = {"predicted": predicted, "control": control, "training": training}
-    others = {name: adata for name, adata in optional.items() if adata is not None}
-    check_genes(observed, **others)
-    groups = {
-        name: GroupedCells(name, adata, by, layer=layer, control_label=control_label, delimiter=delimiter)
-        for name, adata in (others | {"observed": observed}).items()
-    }
-    keys = _shared_keys(groups, control_label)
-    clip = not any(group.cells.is_signed for name, group in groups.items() if name != "predicted")
+    predictions = _named_predictions(predicted)
+    others = {"control": control} | ({} if training is None else {"training": training})
+    check_genes(observed, **{_argument(name): adata for name, adata in predictions.items()}, **others)
+
+    def grouped(name: str, adata: AnnData) -> GroupedCells:
+        return GroupedCells(name, adata, by, layer=layer, control_label=control_label, delimiter=delimiter)
+
+    predicted_groups = {name: grouped("predicted", adata) for name, adata in predictions.items()}
+    groups = {name: grouped(name, adata) for name, adata in (others | {"observed": observed}).items()}
+    keys = _shared_keys(predicted_groups, groups, control_label)
+    clip = not any(group.cells.is_signed for group in groups.values())
     made = _references(
         groups, control_label=control_label, delimiter=delimiter, clip=clip, embedding=embedding, seed=seed
     )
@@ -184,10 +190,14 @@ def evaluate(
     moved_cells = {context: cells.sample(N_MOVED_CELLS, seed) for context, cells in control_cells.items()}
     genes = {name: i for i, name in enumerate(observed.var_names)}
 
-    if "des" in names and "predicted" in groups:
+    if "des" in names and predictions:
         # refused now, and not by the metric after the work on other groups
-        check_log_scale(**{name: groups[name].cells for name in ("predicted", "observed", "control")})
-    _warn_of_input(groups, predicted, observed, training)
+        log_scale = {_argument(name): group for name, group in predicted_groups.items()} | groups
+        check_log_scale(**{name: group.cells for name, group in log_scale.items() if name != "training"})
+    if training is not None and predictions:
+        _warn_of_training(groups["observed"], observed, training)
+    for name, adata in predictions.items():
+        _warn_of_prediction(name, predicted_groups[name], groups["observed"], adata, observed)
     of_group = [name for name in names if not METRICS[name].by_context]
     of_context = [name for name in names if METRICS[name].by_context]
     needs = {METRICS[name].needs for name in of_context}
@@ -204,21 +214,21 @@ def evaluate(
             centroid=made.perturbed_centroid(key) if made is not None else None,
             target_genes=np.array([genes[name] for name, _ in parts if name in genes], dtype=int),
         )
-        for predictor, repeats in _predictions(key, groups, truth, moved_cells[key[1:]], made, wanted):
+        for predictor, repeats in _predictors(key, predicted_groups, truth, moved_cells[key[1:]], made, wanted):
             first = repeats[0] if repeats else None
             n_compared = (len(first.predicted), len(first.observed)) if first is not None else (0, len(truth.observed))
             sizes[key, predictor] = (*n_compared, len(truth.control))
             for name in of_group:
                 values[key, predictor, name] = [METRICS[name].compute(repeat) for repeat in repeats]
-            if of_context or predictor == PREDICTION:
+            if of_context or predictor in predictions:
                 for i, repeat in enumerate(repeats[:N_PANEL_HALVINGS]):
                     kept.setdefault((key[1:], predictor, i), {})[key] = entry(repeat, needs, N_PANEL_CELLS)
     of_panel = Counter(key[1:] for key in keys)
     n_competitors = {}
     for (context, predictor, _), entries in kept.items():
         panel = Panel(list(entries.values()))
-        if predictor == PREDICTION:
-            _warn_of_collapse(context, panel)
+        if predictor in predictions:
+            _warn_of_collapse(predictor, context, panel)
         if len(panel) < of_panel[context]:
             # among fewer perturbations a rank is easier; such a predictor is not comparable with the others
             continue
@@ -234,7 +244,8 @@ def evaluate(
             n_others = n_competitors.get((predictor, key[1:], name), 0)
             records.append((*key, predictor, name, float(np.mean(found)), *n_cells, n_others))
     columns = [*by, "predictor", "metric", "value", "n_predicted", "n_observed", "n_control", "n_competitors"]
-    frame = calibrate(_without_empty(pd.DataFrame.from_records(records, columns=columns), wanted, references), by)
+    frame = pd.DataFrame.from_records(records, columns=columns)
+    frame = calibrate(frame if references is not None else _without_empty(frame, predictions), by)
     n_unshifted = sum(predictor == "mean_shift" and not n_cells[0] for (_, predictor), n_cells in sizes.items())
     if n_unshifted:
         warnings.warn(
@@ -245,12 +256,32 @@ def evaluate(
     return frame[[*columns[: len(by) + 3], "calibrated", *columns[len(by) + 3 :]]]
 
 
-def _predictions(
-    key: Key, groups: dict[str, GroupedCells], truth: Truth, moved: Cells, made: References | None, wanted: list[str]
+def _named_predictions(predicted: AnnData | Mapping[str, AnnData] | None) -> dict[str, AnnData]:
+    if predicted is None:
+        return {}
+    if not isinstance(predicted, Mapping):
+        return {PREDICTION: predicted}
+    if not predicted:
+        raise ValueError(
+            "`predicted` is empty; give at least one prediction by its name, or None for the references alone."
+        )
+    taken = [name for name in predicted if name in REFERENCES]
+    if taken:
+        raise ValueError(f"`predicted` has the name of a reference, {taken[0]!r}; give the prediction another name.")
+    return dict(predicted)
+
+
+def _argument(name: str) -> str:
+    """What a prediction is called in an error."""
+    return "predicted" if name == PREDICTION else f"predicted[{name!r}]"
+
+
+def _predictors(
+    key: Key, predicted: dict[str, GroupedCells], truth: Truth, moved: Cells, made: References | None, wanted: list[str]
 ) -> Iterable[tuple[str, list[Comparison]]]:
     """Every predictor with its comparisons: one, the repeats of the ceiling, or none where it is not defined."""
-    if "predicted" in groups:
-        yield PREDICTION, [Comparison(groups["predicted"][key], truth)]
+    for name, group in predicted.items():
+        yield name, [Comparison(group[key], truth)]
     for name in wanted:
         if name == "ceiling":
             yield name, ceiling(truth)
@@ -265,39 +296,38 @@ def _repeated(cells: Cells) -> Cells:
     return Cells(np.tile(cells.mean, (len(cells), 1)))
 
 
-def _warn_of_input(
-    groups: dict[str, GroupedCells], predicted: AnnData | None, observed: AnnData, training: AnnData | None
+def _warn_of_training(groups: GroupedCells, observed: AnnData, training: AnnData) -> None:
+    """Warn if all observed cells are training cells."""
+    held_out = [name for rows in groups.rows.values() for name in observed.obs_names[rows]]
+    n_both = len(np.intersect1d(held_out, training.obs_names.to_numpy(dtype=str)))
+    if n_both and n_both == len(np.unique(held_out)):
+        warnings.warn(
+            f"All {n_both} observed cells are in `training` too, so the references and the principal components have "
+            "seen them; pass as `training` only what the model was trained on.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_prediction(
+    name: str, groups: GroupedCells, observed_groups: GroupedCells, predicted: AnnData, observed: AnnData
 ) -> None:
     """Warn of what is legal and hardly ever meant."""
-    if training is not None:
-        held_out = [name for key, rows in groups["observed"].rows.items() for name in observed.obs_names[rows]]
-        n_both = len(np.intersect1d(held_out, training.obs_names.to_numpy(dtype=str))) if predicted is not None else 0
-        if n_both and n_both == len(np.unique(held_out)):
-            warnings.warn(
-                f"All {n_both} observed cells are in `training` too, so the references and the principal components have "
-                "seen them; pass as `training` only what the model was trained on.",
-                stacklevel=4,
-            )
-    if predicted is None:
-        return
-    if _is_integral(groups["observed"].cells) and not _is_integral(groups["predicted"].cells):
+    if _is_integral(observed_groups.cells) and not _is_integral(groups.cells):
         warnings.warn(
-            "`observed` holds integers only and `predicted` does not; if the prediction is log-normalised, name the layer "
-            "of the same kind with `layer`.",
-            stacklevel=4,
+            f"`observed` holds integers only and `{_argument(name)}` does not; if the prediction is log-normalised, name the "
+            "layer of the same kind with `layer`.",
+            stacklevel=3,
         )
     if all(_keys.DOSE in adata.obs for adata in (predicted, observed)):
         doses = observed.obs[_keys.DOSE].to_numpy()
         n_pooled = sum(
-            len(set(doses[groups["observed"].rows[key]])) > 1
-            for key in groups["predicted"].rows
-            if key in groups["observed"].rows
+            len(set(doses[observed_groups.rows[key]])) > 1 for key in groups.rows if key in observed_groups.rows
         )
         if n_pooled:
             warnings.warn(
                 f"{n_pooled} groups pool cells of several doses (obs[{_keys.DOSE!r}]); to score doses apart, join them to "
                 "the label, such as 'TCDD@30', in all AnnData.",
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
@@ -339,23 +369,22 @@ def _bases(groups: dict[str, GroupedCells], keys: list[Key], control_label: str,
     return Bases(training or observed, observed, seed)
 
 
-def _without_empty(frame: pd.DataFrame, wanted: list[str], references: Sequence[str] | None) -> pd.DataFrame:
-    """Without the references that were not asked for by name and that no group has."""
-    if references is not None:
-        return frame
+def _without_empty(frame: pd.DataFrame, predictions: Iterable[str]) -> pd.DataFrame:
+    """Without the references that no group has."""
     has_any = frame.groupby("predictor")["n_predicted"].max() > 0
-    always = {PREDICTION, "no_change", "mean_shift", "ceiling"}
+    always = {*predictions, "no_change", "mean_shift", "ceiling"}
     return frame[[name in always or has_any[name] for name in frame["predictor"]]].reset_index(drop=True)
 
 
-def _warn_of_collapse(context: Key, panel: Panel) -> None:
+def _warn_of_collapse(predictor: str, context: Key, panel: Panel) -> None:
     found = collapse(panel.predicted, panel.observed, panel.control)
     if found.is_collapsed:
+        by = "" if predictor == PREDICTION else f" by {predictor!r}"
         warnings.warn(
-            f"The predictions of {len(panel)} perturbations{' in ' + ', '.join(context) if context else ''} have collapsed: "
+            f"The predictions of {len(panel)} perturbations{' in ' + ', '.join(context) if context else ''}{by} have collapsed: "
             f"their changes correlate by {found.predicted:.2f} (median over pairs), those observed by {found.observed:.2f}, "
             f"95 % of them by less than {found.observed_upper:.2f}. Such predictions hardly tell perturbations apart.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
@@ -380,11 +409,17 @@ def _metric_names(preset: str, metrics: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(metrics))
 
 
-def _shared_keys(groups: dict[str, GroupedCells], control_label: str) -> list[Key]:
+def _shared_keys(predicted: dict[str, GroupedCells], groups: dict[str, GroupedCells], control_label: str) -> list[Key]:
     """Groups to score: predicted and observed; an error if one of them has no control cells."""
-    wanted = [
-        key for key in groups["predicted" if "predicted" in groups else "observed"].rows if key[0] != control_label
-    ]
+    first, *others = [*predicted.items()] or [("observed", groups["observed"])]
+    wanted = [key for key in first[1].rows if key[0] != control_label]
+    for name, group in others:
+        differ = sorted({key for key in group.rows if key[0] != control_label} ^ set(wanted))
+        if differ:
+            raise ValueError(
+                f"`predicted[{name!r}]` and `predicted[{first[0]!r}]` differ in {len(differ)} groups ({_some(differ)}); give "
+                "predictions of the same groups, or call once for each."
+            )
     keys = [key for key in wanted if key in groups["observed"].rows]
     if not keys:
         raise ValueError(

@@ -446,7 +446,7 @@ class PerturbationModel(BaseModelClass):
         predictor = self._predictor(source, realise, clip, seed, batch_size)
         provenance = self._provenance(realise, seed)
         collect, join = (cells_to_anndata, join_samples) if returns == "cells" else (means_to_anndata, pool_samples)
-        drawn = [predictor] if n_samples is None else map(predictor.sampling, range(n_samples))
+        drawn = [predictor] if n_samples is None else map(predictor.sampling, range(int(n_samples)))
         results = (collect(one, groups, source, self._setup, self._codec, self._n_slots, provenance) for one in drawn)
         return next(results) if n_samples is None else join(list(results))
 

@@ -27,7 +27,7 @@ def registered_embedding(model: PerturbationModel) -> torch.Tensor | None:
     Raises
     ------
     ValueError
-        If rows were removed from the table after the setup.
+        If rows were removed from the table after the setup, or it has another width.
     """
     if model.adata is None or model._setup.perturbation_embedding_key is None:
         return None
@@ -37,6 +37,11 @@ def registered_embedding(model: PerturbationModel) -> torch.Tensor | None:
         raise ValueError(
             f"uns[{model._setup.perturbation_embedding_key!r}] lacks {len(absent)} perturbation(s) that it had at the "
             f"setup: {', '.join(absent[:5])}; set up the data again and make a new model."
+        )
+    if model._n_embedding not in (None, table.shape[1]):
+        raise ValueError(
+            f"uns[{model._setup.perturbation_embedding_key!r}] has {table.shape[1]} columns, the model was set up with "
+            f"{model._n_embedding}; set up the data again and make a new model."
         )
     return torch.from_numpy(table.loc[names].to_numpy(np.float64, copy=True))
 

@@ -65,7 +65,7 @@ class EnergyModule(PerturbationModule):
 
     context_means = True
     fits_correction = False
-    fitted = (*PerturbationModule.fitted, "control_mean", "context_row", "pair_condition", "delta", "strength")
+    fitted = (*PerturbationModule.fitted, "control_mean", "context_row", "pair_condition", "delta", "signal", "strength")
 
     axes: torch.Tensor
     centre: torch.Tensor
@@ -155,12 +155,13 @@ class EnergyModule(PerturbationModule):
         for codes, doses, rows in by_condition(tensors):
             with torch.no_grad():
                 factor, addition = self.measured(codes, doses, None)
+            signal = self.signal_share(codes, doses)
             for context in torch.unique(context_codes(tensors)[rows]):
                 at = rows[context_codes(tensors)[rows] == context]
                 x = tensors[_keys.X_CONTROL][at]
                 some = {key: value[at[:1]] for key, value in tensors.items()}
                 moved = (x * factor + addition - self.centre) @ self.axes
-                moved = moved + self.correction(x.mean(dim=0, keepdim=True), some)
+                moved = moved + signal * self.correction(x.mean(dim=0, keepdim=True), some)
                 distances.append(energy_distance(moved, own[at]))
         return torch.stack(distances).sum() / max(1, len(distances) - 1)
 
@@ -177,6 +178,9 @@ class EnergyModule(PerturbationModule):
         problems = (
             (deltas.control_mean[deltas.context_row[at]].numpy(), deltas.delta[at].numpy()) for at in of_condition
         )
+        self.signal = torch.ones(len(self.known_codes), dtype=self.delta.dtype, device=device)
+        for condition, at in zip(torch.unique(deltas.condition), of_condition, strict=True):
+            self.signal[condition] = _signal_share(deltas.delta[at], deltas.error[at])
         self.strength = torch.tensor(choose_strength("similarity", problems), dtype=torch.float64, device=device)
         x = _evenly(loader)
         self.centre = x.mean(dim=0).to(device)
@@ -212,16 +216,27 @@ class EnergyModule(PerturbationModule):
         -------
         Two tensors of shape `(n_vars,)`, float32.
         """
+        factor, addition = torch.ones_like(self.centre), torch.zeros_like(self.centre)
+        for position in self.parts(codes, doses):
+            part = self._transform(position, target)
+            factor, addition = factor * part[0], addition + part[1]
+        return factor, addition
+
+    def parts(self, codes: torch.Tensor, doses: torch.Tensor) -> list[int]:
+        """Position of one condition among the trained ones, or of each of its parts where it was not trained."""
         position = self.position(codes, doses)
         if position >= 0:
-            return self._transform(position, target)
-        factor, addition = torch.ones_like(self.centre), torch.zeros_like(self.centre)
+            return [position]
+        found = []
         for slot in torch.nonzero(codes >= 0).reshape(-1):
             one, dose = torch.full_like(codes, _keys.PAD), torch.zeros_like(doses)
             one[0], dose[0] = codes[slot], doses[slot]
-            part = self._transform(self.position(one, dose), target)
-            factor, addition = factor * part[0], addition + part[1]
-        return factor, addition
+            found.append(self.position(one, dose))
+        return found
+
+    def signal_share(self, codes: torch.Tensor, doses: torch.Tensor) -> float:
+        """How much of the measured change of a condition is no sampling noise, 0..1; the mean of its parts'."""
+        return float(self.signal[self.parts(codes, doses)].mean())
 
     def _transform(self, position: int, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         at = self.pair_condition == position
@@ -230,7 +245,7 @@ class EnergyModule(PerturbationModule):
         if target is not None:
             known, wanted = control.cpu().numpy(), target.double().cpu().numpy()[None]
             weights = torch.from_numpy(context_weights("similarity", float(self.strength), known, wanted)[0]).to(delta)
-        before, change = weights @ control, weights @ delta
+        before, change = weights @ control, self.signal[position] * (weights @ delta)
         if self.signed:
             return torch.ones_like(self.centre), change.float()
         pseudo = _PSEUDO * self.control_mean.mean()
@@ -245,7 +260,8 @@ class EnergyModule(PerturbationModule):
             even = self.measured(codes, doses, None)
             means, inverse = torch.unique(tensors["context_mean"][rows], dim=0, return_inverse=True)
             label = {key: value[rows[:1]].expand(len(means), -1) for key, value in tensors.items() if key in _LABELS}
-            added = self.correction(means, {**label, _keys.X: means}) @ self.axes.T
+            corrected = self.correction(means, {**label, _keys.X: means}) @ self.axes.T
+            added = self.signal_share(codes, doses) * corrected
             near = [self.measured(codes, doses, mean) for mean in means]
             of_context = (
                 share * even[0] + (1 - share) * torch.stack([one for one, _ in near]),
@@ -270,6 +286,24 @@ class EnergyModule(PerturbationModule):
     def _rate(self, mean: torch.Tensor) -> torch.Tensor:
         rate = rate_of_mean(mean.double().cpu().numpy(), float(self.count_unit))
         return torch.from_numpy(rate).to(mean.device)
+
+
+def _signal_share(delta: torch.Tensor, error: torch.Tensor) -> float:
+    """Share of the power of the mean change that its sampling error does not explain: near 0 where there is no effect.
+
+    Parameters
+    ----------
+    delta
+        Changes of the contexts, shape `(n_contexts, n_vars)`.
+    error
+        Their sampling variances, same shape.
+
+    Returns
+    -------
+    A number in 0..1.
+    """
+    power, noise = delta.mean(dim=0).square().sum(), error.sum() / len(delta) ** 2
+    return max(0.0, 1 - float(noise / power)) if power > 0 else 1.0
 
 
 def _evenly(loader: CellLoader) -> torch.Tensor:
@@ -297,7 +331,8 @@ class MTAeED(PerturbationModel):
 
     where :math:`\bar q, \bar u` come from the mean change of the training contexts (genes that go down are multiplied, genes
     that go up are added to), :math:`q_m, u_m` from the contexts whose control means resemble :math:`m`, and f, g are the
-    encoder and the FiLM decoder of an autoencoder on principal components with axes A. The network is trained on the
+    encoder and the FiLM decoder of an autoencoder on principal components with axes A. Changes and correction are shrunk by
+    the share of the change's power that sampling noise does not explain, to nothing where there is no effect. The network is trained on the
     reconstruction of all cells and, for several contexts and conditions at each step, on the energy distance between moved
     control cells and perturbed cells :cite:p:`Szekely2013`.
 

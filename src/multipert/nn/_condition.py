@@ -95,7 +95,8 @@ class ConditionVector(nn.Module):
         if not self.doses or not at.any():
             return
         log_dose, codes = doses[at].double().log(), codes[at].long()
-        total = torch.zeros(self.n_perturbations, dtype=torch.float64).index_add_(0, codes, log_dose)
+        total = torch.zeros(self.n_perturbations, dtype=torch.float64, device=codes.device)
+        total.index_add_(0, codes, log_dose)
         n = torch.bincount(codes, minlength=self.n_perturbations)
         mean = torch.where(n > 0, total / n.clamp(min=1), log_dose.mean())
         self.log_dose.copy_(mean)

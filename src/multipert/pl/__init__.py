@@ -5,6 +5,7 @@ from ._dose_response import dose_response
 from ._gene_distributions import gene_distributions
 from ._latent import latent
 from ._mean_scatter import mean_scatter
+from ._perturbations import perturbations
 from ._precision_recall import precision_recall
 from ._rank_curves import rank_curves
 
@@ -14,6 +15,7 @@ __all__ = [
     "gene_distributions",
     "latent",
     "mean_scatter",
+    "perturbations",
     "precision_recall",
     "rank_curves",
 ]

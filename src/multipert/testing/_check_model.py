@@ -32,6 +32,7 @@ _CHECKS: tuple[Callable[[Case], None], ...] = (
     _prediction.check_label_spelling,
     _prediction.check_bad_targets,
     _prediction.check_unseen_perturbations,
+    _prediction.check_samples,
     _prediction.check_bad_cells,
     _prediction.check_choice_of_cells,
     _prediction.check_context_tags,

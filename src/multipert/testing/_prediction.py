@@ -107,6 +107,50 @@ def check_unseen_perturbations(case: Case) -> None:
             what = f"{name!r}, without training cells, against the tag"
             with refused(ValueError, what, mention="unseen_perturbations"):
                 case.trained.predict(case.screen.adata(), **target)
+    if names and tags.unseen_perturbations and tags.unseen_needs_embedding:
+        model = case.set_up(case.screen.adata(), perturbation_embedding_key=None)
+        case.fit(model, max_epochs=1)
+        what = f"{NEVER_TRAINED!r}, without training cells and without an embedding, against the tag"
+        with refused(ValueError, what, mention="perturbation_embedding_key"):
+            model.predict(case.screen.adata(), **{**case.one_target(), "perturbation": NEVER_TRAINED})
+
+
+def check_samples(case: Case) -> None:
+    """Samples of a cell differ, can be drawn again, and depend on no other cell, or are refused, as the tag says."""
+    model, adata, target = case.trained, case.screen.adata(), case.one_target()
+    if not case.cls.tags.samples:
+        with refused(ValueError, "n_samples, against the tag", mention="samples"):
+            model.predict(adata, **target, n_samples=2)
+        return
+    with refused(ValueError, "no sample", mention="n_samples=0"):
+        model.predict(adata, **target, n_samples=0)
+    found, cells = model.predict(adata, **target, n_samples=3), case.screen.adata()[case.screen.control_rows]
+    n = cells.n_obs
+    require(found.n_obs == 3 * n, f"three samples of {n} control cells are {found.n_obs} rows; wanted: {3 * n}")
+    numbers = list(found.obs[_keys.SAMPLE])
+    require(numbers == list(np.repeat([0, 1, 2], n)), f"obs[{_keys.SAMPLE!r}] does not number the samples")
+    named = list(found.obs[_keys.SOURCE_CELL])
+    require(named == list(np.tile(cells.obs_names, 3)), f"obs[{_keys.SOURCE_CELL!r}] does not name the control cells")
+    require(found.obs_names.is_unique, "the names of sampled cells have repeats")
+    require(bool(np.isfinite(found.X).all()), "sampled cells are not finite")
+    samples = found.X.reshape(3, n, -1)
+    require(not np.array_equal(samples[0], samples[1]), "two samples of the same cells are equal")
+    again = model.predict(adata, **target, n_samples=2, batch_size=7)
+    require_equal(
+        again.X, np.concatenate(samples[:2]), "the first two samples, drawn again in batches of 7", tolerance=1e-5
+    )
+    some = model.predict(adata, **target, n_samples=1, indices=case.screen.control_rows[3:9])
+    require_equal(some.X, samples[0][3:9], "samples of some cells alone and among all", tolerance=1e-5)
+    other = model.predict(adata, **target, n_samples=1, seed=1)
+    require(not np.array_equal(other.X, samples[0]), "another seed draws the same samples")
+    mean = model.predict(adata, **target, n_samples=3, returns="mean")
+    scale = max(1.0, float(np.abs(samples).max()))
+    for i, context in enumerate(mean.obs["line"]):
+        x = samples[:, (cells.obs["line"] == context).to_numpy()].astype(np.float64)
+        require_equal(mean.X[i], x.mean((0, 1)), f"means over cells and samples of {context}", tolerance=1e-4 * scale)
+        variance = mean.layers[_keys.VARIANCE_LAYER][i]
+        what = f"variances over cells and samples of {context}"
+        require_equal(variance, x.var((0, 1)), what, tolerance=1e-4 * scale**2)
 
 
 def check_bad_cells(case: Case) -> None:
