@@ -13,7 +13,7 @@ from scipy import sparse
 from multipert.data._codec import ConditionCodec
 from multipert.model import ModelTags, PerturbationModel, PerturbationModule
 from multipert.model._predict import Predictor
-from multipert.nn import group_means, multi_hot
+from multipert.nn import group_means, multi_hot, noise_of_cells
 from multipert.testing import CHECKS, check_model
 from multipert.testing._case import Case
 from multipert.testing._check_model import run_check
@@ -181,7 +181,7 @@ def using(module):
 class Lookalike(MeanShift):
     """Tags of another type, which may lack what comes later."""
 
-    tags = types.SimpleNamespace(**vars(ModelTags()))
+    tags = types.SimpleNamespace(**vars(ModelTags()), given=ModelTags().given)
 
 
 @breaks("docstring")
@@ -337,6 +337,19 @@ class Overclaims(MeanShift):
     _new_module = using(NoFeatures)
 
 
+class OneDraw(MeanShiftModule):
+    def counterfactual(self, tensors, z=None):
+        return super().counterfactual(tensors) + 0.1 * torch.sin(tensors["X"])
+
+
+@breaks("samples")
+class DrawsOnce(MeanShift):
+    """Claims to draw, but every sample is the same."""
+
+    tags = ModelTags(samples=True)
+    _new_module = using(OneDraw)
+
+
 @breaks("bad_cells")
 class SortsGenes(MeanShift):
     """Genes in another order are put right without a word."""
@@ -453,8 +466,8 @@ class RoundsSparseCells(MeanShift):
 class RoundsSparseTraining(MeanShift):
     """Trains on rounded values where they are sparse."""
 
-    def _training_store(self, adata):
-        return super()._training_store(rounded(adata))
+    def _training_store(self, adata, seed):
+        return super()._training_store(rounded(adata), seed)
 
 
 class Scaled(MeanShiftModule):
@@ -473,11 +486,11 @@ class Remembers(MeanShift):
     record: set = set()
     _new_module = using(Scaled)
 
-    def _training_store(self, adata):
+    def _training_store(self, adata, seed):
         data = (type(adata.X), adata.X.dtype, float(adata.X.sum()), *adata.obs.columns)
         self.module.scale.fill_(0.9 if data in self.record else 1.0)
         self.record.add(data)
-        return super()._training_store(adata)
+        return super()._training_store(adata, seed)
 
 
 @breaks("held_out_cells")
@@ -510,8 +523,8 @@ class TrustsColumns(MeanShift):
         if adata is not None:
             self.adata_manager.validate = lambda: None
 
-    def _training_store(self, adata):
-        store = super()._training_store(adata)
+    def _training_store(self, adata, seed):
+        store = super()._training_store(adata, seed)
         store._columns["perturbation"] = torch.as_tensor(adata.obsm["_multipert_perturbation"])
         return store
 
@@ -607,6 +620,84 @@ class OneName(type(PerturbationModel)):
 @breaks("files_of_another_class")
 class Anonymous(MeanShift, metaclass=OneName):
     """All its subclasses go by one name, so files cannot tell them apart."""
+
+
+class LenientTags(ModelTags):
+    """Takes unseen perturbations for legal without the embedding that they need."""
+
+    def given(self, perturbation_embedding_key):
+        return self
+
+
+class PredictsUnknown(MeanShift):
+    """Predicts perturbations of which it knows nothing, where no embedding is given."""
+
+    tags = LenientTags(unseen_perturbations=True, unseen_needs_embedding=True)
+
+
+def test_unseen_perturbations_without_the_embedding_that_they_need_fail_exactly_that_check():
+    failed = failing(PredictsUnknown)
+    assert list(failed) == ["unseen_perturbations"], failed
+    assert "accepted: 'C', without training cells and without an embedding" in failed["unseen_perturbations"]
+
+
+class KeyNoise(MeanShiftModule):
+    """Noise from the 64 bits of each cell, where the batch has them."""
+
+    def counterfactual(self, tensors, z=None):
+        predicted = super().counterfactual(tensors)
+        if "cell_key" not in tensors:
+            return predicted
+        noise = noise_of_cells(tensors["cell_key"], predicted.shape[1])
+        perturbed = (tensors["perturbation"] >= 0).any(dim=1, keepdim=True)
+        return predicted + 0.1 * perturbed * noise
+
+
+class Noisy(MeanShift):
+    """The mean shift with noise that is drawn on request."""
+
+    tags = ModelTags(samples=True)
+    _new_module = using(KeyNoise)
+
+
+class FewSamples(Noisy):
+    """Draws one sample fewer than was asked for."""
+
+    def predict(self, *args, n_samples=None, **kwargs):
+        return super().predict(*args, n_samples=None if n_samples is None else max(n_samples - 1, 1), **kwargs)
+
+
+class ForgetsSeed(Noisy):
+    """Draws the same samples whatever the seed."""
+
+    def _predictor(self, source, realise, clip, seed, batch_size):
+        return super()._predictor(source, realise, clip, 0, batch_size)
+
+
+class BatchNoise(MeanShiftModule):
+    def counterfactual(self, tensors, z=None):
+        noise = torch.sin(1.0 * tensors["cell_key"].float().sum()) if "cell_key" in tensors else 0
+        return super().counterfactual(tensors) + 0.1 * noise
+
+
+class NoiseOfBatch(Noisy):
+    """The noise of a cell depends on the cells beside it."""
+
+    _new_module = using(BatchNoise)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (FewSamples, "accepted: no sample"),
+        (ForgetsSeed, "another seed draws the same samples"),
+        (NoiseOfBatch, "drawn again in batches of 7"),
+    ],
+)
+def test_wrong_samples_are_found(cls, message):
+    check_model(Noisy, checks=["samples", "seed", "realise"])
+    with pytest.raises(AssertionError, match=f"^samples: .*{message}"):
+        check_model(cls, checks=["samples"])
 
 
 def test_every_check_has_its_broken_model():

@@ -59,6 +59,14 @@ class NoCombinations(NoPerturb):
     tags = replace(NoPerturb.tags, combinations=False, unseen_perturbations=False)
 
 
+class NoDoses(NoPerturb):
+    tags = replace(NoPerturb.tags, doses=False)
+
+
+class NeedsTable(NoPerturb):
+    tags = replace(NoPerturb.tags, unseen_needs_embedding=True)
+
+
 class Scaling(IdentityModule):
     def __init__(self, factor):
         super().__init__()

@@ -149,17 +149,17 @@ def test_control_cells_marked_test_are_what_is_predicted_from(screen, small):
     assert set(small(split=split).frame["n_control"]) == {5}
 
 
-def test_doses_make_groups_of_their_own(tmp_path, inline):
+def test_doses_make_groups_of_their_own(tmp_path, inline, toys):
     screen = mp.datasets.simulate(n_cells=300, n_vars=30, n_contexts=2, n_perturbations=1, doses=(1.0, 5.0), seed=1)
     results = run(
-        screen, ["NoPerturb", "MTAe"], split={"a": mp.splits.context_transfer(screen, "context_1")},
+        screen, ["NoPerturb", toys.NoDoses], split={"a": mp.splits.context_transfer(screen, "context_1")},
         out=tmp_path / "out", metrics=["rmse"], setup={"dose_key": "dose"},
     )  # fmt: skip
     groups = set(results.frame["perturbation"])
     assert len(groups) == 2
     assert all("@" in name for name in groups)
     (skipped,) = results.skipped.to_dict("records")
-    assert skipped["model"] == "MTAe"
+    assert skipped["model"] == "NoDoses"
     assert "tag doses is False" in skipped["reason"]
 
 
@@ -189,6 +189,18 @@ def test_skips_say_why(screen, small, toys):
     assert "tag unseen_perturbations is False" in reasons["SeesOnly"]
     assert "the toy predicts nothing" in reasons["Refuses"]
     assert set(results.frame.loc[results.frame["kind"] == "model", "model"]) == {"NoPerturb"}
+
+
+def test_an_embedding_makes_unseen_perturbations_legal_for_a_model_that_needs_one(screen, tmp_path, inline, toys):
+    adata = screen.copy()
+    adata.uns["table"] = pd.DataFrame({"x": [0.0, 1.0]}, index=["P1", "P2"])
+    split = {"P2": pd.Series(np.where(adata.obs["perturbation"] == "P2", "test", "train"), index=adata.obs_names)}
+    models = [toys.NeedsTable, "NoPerturb"]
+    for setup, expected in (({}, ["NeedsTable"]), ({"perturbation_embedding_key": "table"}, [])):
+        out = tmp_path / f"out{len(setup)}"
+        results = run(adata, models, split=split, out=out, metrics=["rmse"], setup=setup)
+        assert results.skipped["model"].tolist() == expected
+        assert results.skipped["reason"].str.contains("unseen_perturbations").all()
 
 
 def test_groups_that_a_model_cannot_predict_are_counted_and_it_is_not_ranked_as_complete(screen, small, toys):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from multipert import _keys
-from multipert.data._loaders import CellLoader
+from multipert.data._loaders import CellLoader, GroupLoader
 from multipert.data._store import CellStore
 
 N = 23
@@ -72,3 +72,45 @@ def test_no_cells_and_no_batch_size_are_refused():
         CellLoader(STORE, ROWS[:0], 2)
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         CellLoader(STORE, ROWS, 0)
+
+
+GROUPS = [(np.arange(0, 3), np.arange(10, 20)), (np.arange(3, 9), np.arange(10, 20)), (np.arange(20, 23), np.array([9]))]
+
+
+def group_batches(loader):
+    return [(batch["id"].reshape(-1, 4).numpy(), batch[_keys.X_CONTROL][:, 0].reshape(-1, 4)) for batch in loader]
+
+
+def test_each_pass_visits_every_group_once_with_its_own_controls():
+    loader = GroupLoader(STORE, GROUPS, 4, 2, shuffle=True, seed=3)
+    assert len(loader) == 2
+    for _ in range(3):
+        batches = group_batches(loader)
+        assert [len(cells) for cells, _ in batches] == [2, 1]
+        seen = []
+        for cells, controls in batches:
+            for some, partners in zip(cells, controls, strict=True):
+                (group,) = [i for i, (rows, _) in enumerate(GROUPS) if set(some) <= set(rows)]
+                assert set(partners.numpy()) <= set(GROUPS[group][1])
+                # repeats only where the group has too few cells
+                assert len(set(some)) == (4 if group == 1 else len(set(some)))
+                seen.append(group)
+        assert sorted(seen) == [0, 1, 2]
+
+
+def test_groups_are_drawn_anew_each_pass_by_seed_and_alike_for_validation():
+    def passes(**arguments):
+        loader = GroupLoader(STORE, GROUPS, 4, 2, **arguments)
+        return [[cells.tolist() for cells, _ in group_batches(loader)] for _ in range(2)]
+
+    first, second = passes(shuffle=True, seed=3)
+    assert first != second
+    assert passes(shuffle=True, seed=3) == [first, second]
+    assert passes(shuffle=True, seed=4) != [first, second]
+    one, two = passes()
+    assert one == two
+
+
+def test_no_group_is_refused():
+    with pytest.raises(ValueError, match="at least one group"):
+        GroupLoader(STORE, [], 4, 2)

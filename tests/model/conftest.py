@@ -51,6 +51,25 @@ def make_screen(seed: int = 0) -> AnnData:
     return adata
 
 
+def planted(n=150, n_vars=60, seed=0):
+    """Two contexts; the perturbation shifts the first 10 genes; the second context's perturbed cells are test cells."""
+    rng = np.random.default_rng(seed)
+    baseline = rng.uniform(1, 3, n_vars) + rng.normal(0, 0.2, (2, n_vars))
+    shift = np.zeros(n_vars)
+    shift[:10] = np.array([1, -1] * 5) * rng.uniform(0.6, 1.2, 10)
+    context, label = np.repeat([0, 0, 1, 1], n), np.repeat([0, 1, 0, 1], n)
+    x = baseline[context] + label[:, None] * shift + rng.normal(0, 0.2, (4 * n, n_vars))
+    obs = pd.DataFrame(
+        {
+            "perturbation": np.array(["control", "A"])[label],
+            "context": np.array(["a", "b"])[context],
+            "split": np.where(context & label, "test", "train"),
+        },
+        index=[f"c{i}" for i in range(4 * n)],
+    )
+    return AnnData(x.clip(0).astype(np.float32), obs), shift
+
+
 def hold(adata: AnnData, container: str, dtype: str, form: str, folder) -> AnnData:
     """The same cells with X in another container and dtype; as it is, as a view, or on disk."""
     x = CONTAINERS[container]((adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)).astype(dtype))
@@ -266,6 +285,7 @@ def toys() -> SimpleNamespace:
     classes = (Net, RandomNet, TwoStageNet, AdversaryNet, ContextNet, CountNet, Linear, ContextMean)
     return SimpleNamespace(
         screen=make_screen,
+        planted=planted,
         hold=hold,
         trained=trained,
         assert_same=assert_same,

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from anndata import AnnData
 from scvi.train import Trainer
 from torch import nn
 
@@ -292,28 +290,9 @@ def test_held_out_cells_change_no_bit(adata, toys):
     assert not same(one.module.state_dict(), third.module.state_dict())
 
 
-def planted(n=150, n_vars=60, seed=0):
-    """Two contexts; the perturbation shifts the first 10 genes; the second context's perturbed cells are test cells."""
-    rng = np.random.default_rng(seed)
-    baseline = rng.uniform(1, 3, n_vars) + rng.normal(0, 0.2, (2, n_vars))
-    shift = np.zeros(n_vars)
-    shift[:10] = np.array([1, -1] * 5) * rng.uniform(0.6, 1.2, 10)
-    context, label = np.repeat([0, 0, 1, 1], n), np.repeat([0, 1, 0, 1], n)
-    x = baseline[context] + label[:, None] * shift + rng.normal(0, 0.2, (4 * n, n_vars))
-    obs = pd.DataFrame(
-        {
-            "perturbation": np.array(["control", "A"])[label],
-            "context": np.array(["a", "b"])[context],
-            "split": np.where(context & label, "test", "train"),
-        },
-        index=[f"c{i}" for i in range(4 * n)],
-    )
-    return AnnData(x.clip(0).astype(np.float32), obs), shift
-
-
 @pytest.fixture(scope="module")
 def learnt(toys):
-    adata, shift = planted()
+    adata, shift = toys.planted()
     model = toys.trained(
         MTAe,
         adata,

@@ -283,7 +283,7 @@ def test_a_label_of_test_cells_only_is_unseen(adata, toys):
     adata.obs.loc[adata.obs["perturbation"] == "C", "split"] = "test"
     seen_all = toys.trained(toys.Net, adata.copy(), split_key="split")
     assert seen_all.predict(perturbation="C").n_obs == 30
-    model = toys.trained(MTAe, adata, split_key="split")
+    model = toys.trained(toys.ContextMean, adata, split_key="split")
     with pytest.raises(ValueError, match="'C' has no training cells .*tag unseen_perturbations is False"):
         model.predict(perturbation="C")
     assert model.predict().obs["perturbation"].unique().tolist() == ["A", "B"]

@@ -248,7 +248,7 @@ def test_arguments_reach_the_plan(adata, toys, monkeypatch):
 
     monkeypatch.setattr(PerturbationTrainingPlan, "__init__", spy)
     toys.trained(MTAe, adata, lr=0.5e-3, weight_decay=0.25, plan_kwargs={"eps": 1e-4})
-    assert seen == {"lr": 0.5e-3, "weight_decay": 0.25, "eps": 1e-4}
+    assert seen == {"lr": 0.5e-3, "weight_decay": 0.25, "eps": 1e-4, "trains": "all"}
     toys.trained(MTAe, toys.screen(), init={**toys.tiny, "preset": "published"})
     assert seen["lr"] == 1e-5
 

@@ -5,7 +5,7 @@ import torch
 from multipert import _keys
 from multipert.data._loaders import CellLoader
 from multipert.data._store import CellStore
-from multipert.nn import Encoder, FiLMDecoder, FiLMGenerator, group_means, linear, multi_hot, with_control
+from multipert.nn import Encoder, FiLMDecoder, FiLMGenerator, group_means, linear, multi_hot
 
 CODES = torch.tensor([[0, 2], [1, -1], [-1, -1], [2, 2]])
 DOSES = torch.tensor([[1.0, 5.0], [0.5, 0.0], [0.0, 0.0], [1.0, 2.0]])
@@ -25,12 +25,6 @@ def test_multi_hot_passes_gradients_to_the_doses():
     doses = DOSES.clone().requires_grad_()
     (multi_hot(CODES, doses, 3) * torch.tensor([1.0, 10.0, 100.0])).sum().backward()
     np.testing.assert_array_equal(doses.grad, [[1, 100], [10, 0], [0, 0], [100, 100]])
-
-
-def test_the_control_column_comes_first_and_marks_control_only():
-    vectors = with_control(multi_hot(CODES, DOSES, 3))
-    np.testing.assert_array_equal(vectors[:, 0], [0, 0, 1, 0])
-    np.testing.assert_array_equal(vectors[:, 1:], multi_hot(CODES, DOSES, 3))
 
 
 def test_linear_layers_start_xavier_uniform():

@@ -8,7 +8,7 @@ from multipert import _keys
 from multipert.data._loaders import CellLoader
 from multipert.data._store import CellStore
 from multipert.model import PerturbationModule
-from multipert.train import PerturbationTrainingPlan
+from multipert.train import PerturbationTrainingPlan, Stage
 from multipert.train._fit import append_history, check_train_kwargs, fit
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "max_epochs": 1}
@@ -199,6 +199,77 @@ def test_an_exception_of_the_module_comes_through(monkeypatch):
     monkeypatch.setattr(Toy, "generative", lambda self, z, tensors: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(Toy())
+
+
+@pytest.mark.parametrize(
+    ("trains", "module_moves", "critic_moves", "logged"),
+    [
+        ("all", True, True, ["critic_loss", "train_loss"]),
+        ("module", True, False, ["train_loss"]),
+        ("critic", False, True, ["critic_loss"]),
+    ],
+)
+def test_a_pass_trains_what_it_should(trains, module_moves, critic_moves, logged):
+    module = Toy(adversary=True)
+    weight, critic = module.weight.detach().clone(), module.critic.weight.detach().clone()
+    plan, history = run(module, trains=trains, weight_decay=0.1)
+    assert torch.equal(module.weight.detach(), weight) is not module_moves
+    assert torch.equal(module.critic.weight.detach(), critic) is not critic_moves
+    assert sorted(history) == logged
+    assert len(module.critic_batches) == 4 * critic_moves
+    # the adversary has a say in the loss only where both are trained
+    assert module.adversarial is (trains == "all")
+    assert [row for row in module.snapshots if row[0]] == module.snapshots[: 4 * module_moves]
+
+
+def test_a_pass_of_the_module_alone_is_that_of_a_module_without_adversary():
+    module, alone = Toy(adversary=True), Toy()
+    run(module, trains="module", n_warmup_steps=3)
+    run(alone, n_warmup_steps=3)
+    np.testing.assert_array_equal(module.weight.detach(), alone.weight.detach())
+
+
+def test_a_pass_of_the_critic_alone_warms_up_and_skips_batches_as_any():
+    module = Toy(adversary=True)
+    before = module.critic.weight.detach().clone()
+    run(module, trains="critic", n_warmup_steps=100, critic_every=4)
+    # its only update has rate 0
+    assert len(module.critic_batches) == 1
+    assert torch.equal(module.critic.weight.detach(), before)
+
+
+def test_a_failure_of_the_critic_keeps_finite_weights():
+    module = Toy(adversary=True)
+    module.critic_loss = lambda tensors: torch.square(module.critic(tensors[_keys.X])).mean() * torch.inf
+    before = module.critic.weight.detach().clone()
+    with pytest.raises(FloatingPointError, match="loss became inf at epoch 0, batch 0"):
+        run(module, trains="critic")
+    assert torch.equal(module.critic.weight.detach(), before)
+
+
+def test_a_stage_is_named_by_its_pairing_or_given_whole():
+    assert Stage.of("ot") == Stage("ot", "all", 1.0)
+    stage = Stage("random", trains="critic", share=0.5)
+    assert Stage.of(stage) is stage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pairing": "OT"}, "pairing='OT' is unknown; known: 'self', 'random', 'ot'"),
+        ({"trains": "adversary"}, "trains='adversary' is unknown; known: 'all', 'module', 'critic'"),
+        ({"share": 0}, "share=0 must be above 0"),
+        ({"share": float("nan")}, "share=nan must be above 0"),
+    ],
+)
+def test_stages_that_are_none_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(**arguments)
+
+
+def test_the_pass_is_no_argument_of_the_user():
+    with pytest.raises(TypeError, match="plan_kwargs has an unexpected key 'trains'"):
+        check_train_kwargs({}, {"trains": "critic"})
 
 
 def test_a_history_goes_on():

@@ -112,9 +112,13 @@ class EnergyModule(PerturbationModule):
 
     # ------------------------------------------------------------ network
 
+    def scores(self, x: torch.Tensor) -> torch.Tensor:
+        """Scores of expression on the components, shape `(B, n_components)`."""
+        return x @ self.axes - self.centre @ self.axes
+
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latent representation of expression, shape `(B, n_latent)`."""
-        return self.encoder((x - self.centre) @ self.axes / self.unit)
+        return self.encoder(self.scores(x) / self.unit)
 
     def decode(self, z: torch.Tensor, condition: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Scores on the components, shape `(B, n_components)`; `mask` takes the place of dropout."""
@@ -132,17 +136,20 @@ class EnergyModule(PerturbationModule):
         return self.decode(z, vectors, mask) - self.decode(z, control, mask)
 
     def inference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Latent representation of the cells themselves."""
-        return {"z": self.encode(tensors[_keys.X])}
+        """Scores and latent representation of the cells themselves."""
+        scores = self.scores(tensors[_keys.X])
+        return {"z": self.encoder(scores / self.unit), "scores": scores}
 
     def generative(self, z: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Reconstruction under the batch's labels: scores, and expression."""
+        """Reconstruction under the batch's labels: scores, and outside training expression."""
         scores = self.decode(z, self.condition(tensors))
+        if self.training:
+            return {"scores": scores}
         return {"scores": scores, "px": scores @ self.axes.T + self.centre}
 
     def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
         """Squared error of the scores, and where the batch holds groups their mean energy distance."""
-        own = (tensors[_keys.X] - self.centre) @ self.axes
+        own = inference_outputs["scores"]
         per_cell = torch.square((generative_outputs["scores"] - own) / self.unit).mean(dim=1)
         loss = per_cell.mean()
         if _keys.X_CONTROL in tensors:
@@ -160,7 +167,7 @@ class EnergyModule(PerturbationModule):
                 at = rows[context_codes(tensors)[rows] == context]
                 x = tensors[_keys.X_CONTROL][at]
                 some = {key: value[at[:1]] for key, value in tensors.items()}
-                moved = (x * factor + addition - self.centre) @ self.axes
+                moved = self.scores(x * factor) + addition @ self.axes
                 moved = moved + signal * self.correction(x.mean(dim=0, keepdim=True), some)
                 distances.append(energy_distance(moved, own[at]))
         return torch.stack(distances).sum() / max(1, len(distances) - 1)
