@@ -17,7 +17,7 @@ CONTROL: Final = "control"
 SPLIT: Final = "split"
 SPLIT_LEVELS: Final = ("train", "val", "test")
 SOURCE_CELL: Final = "source_cell"
-SAMPLE: Final = "sample"
+SAMPLE: Final = "draw"
 N_CELLS: Final = "n_cells"
 
 # Where setup_anndata puts what it derives (obsm of the AnnData).

@@ -591,3 +591,18 @@ def test_a_planted_shift_is_transferred_to_the_held_out_context(cls, toys):
     assert np.corrcoef(change, shift)[0, 1] > 0.9
     assert (np.sign(change[:10]) == np.sign(shift[:10])).all()
     np.testing.assert_array_equal(model.predict().X, model.predict().X)
+
+
+@pytest.mark.parametrize(
+    ("variant", "init", "message"),
+    [
+        (MTAeAdv, {"adversary_weight": 2.0}, r"adversary_weight=2.0 must lie in 0..1"),
+        (MTAeAdv, {"adversary_weight": -0.1}, r"adversary_weight=-0.1 must lie in 0..1"),
+        (MTVae, {"kl_weight": -5.0}, r"kl_weight=-5.0 must be a finite number of at least 0"),
+        (MTAeOT, {"partner": "bset"}, r"partner='bset' is unknown; did you mean 'best'"),
+    ],
+)
+def test_weights_and_partners_that_make_no_sense_are_refused(adata, variant, init, message):
+    variant.setup_anndata(adata, context_key="context")
+    with pytest.raises(ValueError, match=message):
+        variant(adata, **init)

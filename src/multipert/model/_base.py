@@ -409,7 +409,7 @@ class PerturbationModel(BaseModelClass):
         For "cells" `n_targets * n_control` rows with `X` in the space of the training layer, the control cell's obs
         with perturbation and dose replaced, and `source_cell`; for "mean" one row per target and context with
         `layers["variance"]` (over cells, population variance) and `obs["n_cells"]`. With `n_samples` there are as many
-        times the rows of "cells", numbered in `obs["sample"]`; means and variances are over cells and samples.
+        times the rows of "cells", numbered in `obs["draw"]`; means and variances are over cells and samples.
 
         Raises
         ------

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import pandas as pd
 import torch
 from scvi.module.base import LossOutput
 
 from multipert import _keys
+from multipert.data._conditions import close_matches
+from multipert.data._transport import Partner
 from multipert.nn import (
     ConditionAdversary,
     ConditionVector,
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
 
     from multipert.data._conditions import Condition
     from multipert.data._loaders import CellLoader
-    from multipert.data._transport import Partner
 
 _MOST_LAYERS = 64
 
@@ -309,12 +311,21 @@ class MTAe(PerturbationModel):
                 train_vae_heads=train_vae_heads,
             ),
         }
+        self._check_weights()
         transported = any(Stage.of(stage).pairing == "ot" for stage in self.stages)
-        self._partner = self._of_part(transported, "a stage of transport", partner=partner).get(
-            "partner", self._partner
-        )
+        self._partner = self._of_part(transported, "a stage of transport", partner=partner).get("partner", "best")
+        if self._partner not in get_args(Partner):
+            raise ValueError(f"partner={self._partner!r} is unknown{close_matches(self._partner, get_args(Partner))}")
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
+
+    def _check_weights(self) -> None:
+        """Refuse weights that turn a term of the loss round."""
+        args = self._module_args
+        if not 0 <= args.get("adversary_weight", 0) <= 1:
+            raise ValueError(f"adversary_weight={args['adversary_weight']} must lie in 0..1.")
+        if not 0 <= args.get("kl_weight", 0) < math.inf:
+            raise ValueError(f"kl_weight={args['kl_weight']} must be a finite number of at least 0.")
 
     def _of_part(self, there: bool, part: str, **given: Any) -> dict[str, Any]:
         """Arguments that belong to a part of some variants; an error where the part is not there."""
@@ -326,6 +337,8 @@ class MTAe(PerturbationModel):
 
     def _new_module(self) -> MultiTaskModule:
         module = MultiTaskModule(**self._module_args)
+        # each pass puts its own number here; scvi-tools' plan knows no passes
+        module.n_rows = int(self.summary_stats.n_cells)
         table = registered_embedding(self)
         if table is not None:
             module.condition.embedding = scaled(table)
@@ -463,7 +476,7 @@ class MTVae(MTAe):
     >>> model = mp.model.MTVae(adata, kl_weight=0.01)
     >>> model.train(max_epochs=1, enable_progress_bar=False)
     >>> drawn = model.predict(perturbation="P1", context="context_1", n_samples=3)
-    >>> sorted(drawn.obs["sample"].unique())
+    >>> sorted(drawn.obs["draw"].unique())
     [0, 1, 2]
     """
 

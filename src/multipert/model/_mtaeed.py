@@ -65,7 +65,15 @@ class EnergyModule(PerturbationModule):
 
     context_means = True
     fits_correction = False
-    fitted = (*PerturbationModule.fitted, "control_mean", "context_row", "pair_condition", "delta", "signal", "strength")
+    fitted = (
+        *PerturbationModule.fitted,
+        "control_mean",
+        "context_row",
+        "pair_condition",
+        "delta",
+        "signal",
+        "strength",
+    )
 
     axes: torch.Tensor
     centre: torch.Tensor
@@ -189,16 +197,22 @@ class EnergyModule(PerturbationModule):
         for condition, at in zip(torch.unique(deltas.condition), of_condition, strict=True):
             self.signal[condition] = _signal_share(deltas.delta[at], deltas.error[at])
         self.strength = torch.tensor(choose_strength("similarity", problems), dtype=torch.float64, device=device)
-        x = _evenly(loader)
+        # a network that was trained on some components keeps them
+        if not self.centre.any():
+            self._fit_components(_evenly(loader))
+        self.condition.start(self.known_codes, self.known_doses)
+
+    def _fit_components(self, x: torch.Tensor) -> None:
+        """Centre, axes and scale of the scores, and the unit of counts, from some training cells."""
+        device = self.axes.device
         self.centre = x.mean(dim=0).to(device)
         axes = torch.svd_lowrank(x - x.mean(dim=0), q=min(self.axes.shape[1] + 10, *x.shape), niter=2)[2]
         self.axes = torch.zeros_like(self.axes)
         kept = axes[:, : self.axes.shape[1]]
         self.axes[:, : kept.shape[1]] = kept.to(device)
-        spread = ((x.to(device) - self.centre) @ self.axes).var(dim=0).mean().sqrt()
+        spread = self.scores(x.to(device)).var(dim=0).mean().sqrt()
         self.unit = spread if spread > 0 else torch.ones_like(spread)
         self.count_unit = torch.tensor(unit_of_counts(x.numpy()), dtype=torch.float32, device=device)
-        self.condition.start(self.known_codes, self.known_doses)
 
     def position(self, codes: torch.Tensor, doses: torch.Tensor) -> int:
         """Position of one condition among the trained ones, -1 where it is none or has no change."""

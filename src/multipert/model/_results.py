@@ -146,7 +146,7 @@ def join_samples(samples: Sequence[AnnData]) -> AnnData:
 
     Returns
     -------
-    One AnnData, samples one after the other, numbered in `obs["sample"]`, with `#` and the number behind the names.
+    One AnnData, samples one after the other, numbered in `obs["draw"]`, with `#` and the number behind the names.
     """
     first = samples[0]
     obs = pd.concat([one.obs.assign(**{_keys.SAMPLE: number}) for number, one in enumerate(samples)])

@@ -86,6 +86,7 @@ def fit_model(
     conditions, codes = _training_conditions(model, adata, train)
     batch_size = checked_batch_size(batch_size, defaults["batch_size"])
     in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
+    pool = np.union1d(train, val)
     device = parse_device_args(trainer_kwargs["accelerator"], trainer_kwargs["devices"], return_device="torch")[2]
     try:
         with torch.random.fork_rng():
@@ -97,9 +98,12 @@ def fit_model(
             )
             with torch.no_grad():
                 model.module.prepare(in_order)
+            # all batches first: cells that cannot be paired are found before any pass has run
+            stages = []
             for number, stage in enumerate(map(Stage.of, model.stages)):
                 passes = _Pass(model, adata, store, stage.pairing, batch_size, seed)
-                loader = passes.training(train, seed + number)
+                stages.append((stage, passes.training(train, seed + number), passes.validation(val, pool)))
+            for stage, loader, validation in stages:
                 model.module.n_rows = len(loader.rows)
                 plan = PerturbationTrainingPlan(
                     model.module,
@@ -113,7 +117,7 @@ def fit_model(
                 history = fit(
                     plan,
                     loader,
-                    passes.validation(val, np.union1d(train, val)),
+                    validation,
                     max_epochs=_epochs(model, max_epochs, len(loader), stage.share),
                     early_stopping=stops,
                     **trainer_kwargs,

@@ -82,7 +82,7 @@ class ConditionVector(nn.Module):
         return 1 + self.n_features
 
     def start(self, codes: torch.Tensor, doses: torch.Tensor) -> None:
-        """Put the midpoints where the trained doses are.
+        """Put the midpoints where the trained doses are; a further call changes nothing.
 
         Parameters
         ----------
@@ -92,7 +92,8 @@ class ConditionVector(nn.Module):
             Their doses, same shape.
         """
         at = codes >= 0
-        if not self.doses or not at.any():
+        # curves that were learnt around other midpoints keep them
+        if not self.doses or not at.any() or self.log_dose.any():
             return
         log_dose, codes = doses[at].double().log(), codes[at].long()
         total = torch.zeros(self.n_perturbations, dtype=torch.float64, device=codes.device)
