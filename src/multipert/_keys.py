@@ -11,6 +11,7 @@ CONTEXT: Final = "context"
 CATEGORICAL_COVARIATES: Final = "extra_categorical_covs"
 CELL_EMBEDDING: Final = "cell_embedding"
 CELL_KEY: Final = "cell_key"
+SIZE_FACTOR: Final = "size_factor"
 
 # Default names of obs columns and labels.
 CONTROL: Final = "control"

@@ -339,7 +339,7 @@ def test_the_perturbation_embedding_has_a_row_for_each_perturbation(given, fit):
 def test_the_perturbation_embedding_has_a_row_for_each_trained_condition_with_its_dose(setup, fit):
     model = fit(setup)
     found = model.get_perturbation_embedding()
-    assert found.index.tolist() == ["control@0", "A@1", "A+B@1+2", "A@5", "B@2"]
+    assert found.index.tolist() == ["control", "A@1", "A+B@1+2", "A@5", "B@2"]
     expected = generated(
         model, [[-1, -1], [0, -1], [0, 1], [0, -1], [1, -1]], [[0.0, 0], [1, 0], [1, 2], [5, 0], [2, 0]]
     )

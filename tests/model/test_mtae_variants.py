@@ -606,3 +606,18 @@ def test_weights_and_partners_that_make_no_sense_are_refused(adata, variant, ini
     variant.setup_anndata(adata, context_key="context")
     with pytest.raises(ValueError, match=message):
         variant(adata, **init)
+
+
+def test_validation_cells_of_a_context_whose_controls_train_are_paired_with_these(adata):
+    held = ((adata.obs["context"] == "c") & (adata.obs["perturbation"] != "control")).to_numpy()
+    adata.obs["split"] = np.where(held, "val", "train")
+    MTAeOT.setup_anndata(adata, context_key="context")
+    model = MTAeOT(adata)
+    model.train(2, split_key="split", early_stopping=True, enable_progress_bar=False, accelerator="cpu")
+    assert np.isfinite(model.history["validation_loss"].to_numpy(float)).all()
+
+
+def test_a_batch_of_one_cell_is_refused_where_batches_are_normalised(adata):
+    MTAe.setup_anndata(adata, context_key="context")
+    with pytest.raises(ValueError, match="batch_size=1, but MTAe normalises"):
+        MTAe(adata).train(1, batch_size=1, enable_progress_bar=False, accelerator="cpu")

@@ -194,3 +194,116 @@ def test_signed_data_are_shifted_only(effect):
     source = adata[((adata.obs["context"] == "d") & (adata.obs["perturbation"] == "control")).to_numpy()]
     change = model.predict(perturbation="P", context="d").X - source.X
     np.testing.assert_allclose(change, np.broadcast_to(change[0], change.shape), atol=1e-5)
+
+
+def several(labels=("control", "P", "Q"), contexts=("a", "b", "c"), n=20, seed=0):
+    """As :func:`cells`, with several perturbations that raise genes of their own."""
+    rng = np.random.default_rng(seed)
+    base = np.exp(rng.normal(0.5, 1, 30) + rng.normal(0, 0.3, (len(contexts), 30)))
+    context = np.repeat(np.arange(len(contexts)), n * len(labels))
+    label = np.tile(np.repeat(np.arange(len(labels)), n), len(contexts))
+    raised = np.ones((len(labels), 30))
+    for i in range(1, len(labels)):
+        raised[i, 4 * i : 4 * i + 4] = 4
+    x = np.log1p(rng.poisson(base[context] * raised[label])).astype(np.float32)
+    obs = pd.DataFrame(
+        {"perturbation": np.array(labels)[label], "context": np.array(contexts)[context], "split": "train"},
+        index=[f"c{i}" for i in range(len(label))],
+    )
+    return AnnData(x, obs=obs)
+
+
+def test_a_perturbation_of_validation_cells_only_does_not_stop_early_stopping():
+    adata = several()
+    adata.obs.loc[(adata.obs["perturbation"] == "Q").to_numpy(), "split"] = "val"
+    adata.obs.loc[adata.obs_names[:5], "split"] = "val"
+    MTAeED.setup_anndata(adata, context_key="context")
+    model = MTAeED(adata)
+    model.train(3, split_key="split", early_stopping=True, **QUIET)
+    assert np.isfinite(model.history["validation_loss"]).all(axis=None)
+    with pytest.raises(ValueError, match="'Q' has no training cells"):
+        model.predict(perturbation="Q")
+
+
+def test_validation_cells_without_any_control_cell_are_left_out():
+    adata = several()
+    is_c = (adata.obs["context"] == "c").to_numpy()
+    adata = adata[~(is_c & (adata.obs["perturbation"] == "control").to_numpy())].copy()
+    adata.obs.loc[(adata.obs["context"] == "c").to_numpy(), "split"] = "val"
+    MTAeED.setup_anndata(adata, context_key="context")
+    model = MTAeED(adata)
+    model.train(2, split_key="split", **QUIET)
+    with pytest.raises(ValueError, match="early_stopping needs validation cells that can be paired"):
+        model.train(2, split_key="split", early_stopping=True, **QUIET)
+
+
+def test_training_without_a_context_that_has_both_kinds_of_cells_is_refused():
+    adata = several(contexts=("a", "b"))
+    here = ((adata.obs["context"] == "a") == (adata.obs["perturbation"] == "control")).to_numpy()
+    adata = adata[here].copy()
+    MTAeED.setup_anndata(adata, context_key="context")
+    with pytest.raises(ValueError, match="can be paired: no context has both"):
+        MTAeED(adata).train(1, split_key="split", **QUIET)
+
+
+def test_contexts_without_control_cells_have_latents_and_no_predictions():
+    model = trained(several(), max_epochs=2)
+    adata = several(seed=1)
+    is_c = (adata.obs["context"] == "c").to_numpy()
+    adata = adata[~(is_c & (adata.obs["perturbation"] == "control").to_numpy())].copy()
+    assert np.isfinite(model.get_latent_representation(adata)).all()
+    perturbed = adata[(adata.obs["perturbation"] == "P").to_numpy()].copy()
+    assert model.get_latent_representation(perturbed).shape == (60, 32)
+    with pytest.warns(UserWarning, match="without control cells"):
+        model.annotate(adata)
+    is_c = (adata.obs["context"] == "c").to_numpy()
+    assert np.isnan(adata.layers["MTAeED_predicted"][is_c]).all()
+    assert np.isfinite(adata.layers["MTAeED_predicted"][~is_c]).all()
+
+
+def test_a_further_training_without_updates_changes_nothing():
+    adata = several()
+    model = trained(adata, max_epochs=20)
+    before, latent = model.predict().X, model.get_latent_representation()
+    model.train(0, split_key="split", seed=5, **QUIET)
+    np.testing.assert_array_equal(model.predict().X, before)
+    np.testing.assert_array_equal(model.get_latent_representation(), latent)
+
+
+def test_a_further_training_that_fails_leaves_the_model_as_it_was():
+    adata = several()
+    model = trained(adata, max_epochs=2)
+    before = model.predict().X
+    adata.obs.loc[(adata.obs["perturbation"] == "P").to_numpy(), "split"] = "test"
+    with pytest.raises(FloatingPointError):
+        model.train(3, split_key="split", lr=1e38, **QUIET)
+    assert model.predict().shape == before.shape
+    assert [len(c) for c in model.trained_conditions_] == [0, 1, 1]
+    model.predict(perturbation="P")
+
+
+@pytest.mark.parametrize("depth", [0.25, 4.0])
+def test_counts_have_the_predicted_means_at_another_depth(effect, depth):
+    adata = cells(effect, n=300)
+    model = trained(adata, max_epochs=5)
+    rng = np.random.default_rng(5)
+    counts = rng.poisson(rng.gamma(2, 1 / depth, 40), (400, 40)).astype(np.float32)
+    obs = pd.DataFrame({"perturbation": "control", "context": "new"}, index=[f"n{i}" for i in range(400)])
+    new = AnnData(np.log1p(depth * counts), obs=obs, layers={"counts": counts})
+    plain, drawn = (
+        model.predict(new, perturbation="P", realise=form, returns="mean").X[0] for form in ("plain", "counts")
+    )
+    up = effect > 1
+    np.testing.assert_allclose(drawn[up], plain[up], rtol=0.15)
+
+
+def test_widths_and_weights_that_make_no_model_are_refused(effect):
+    adata = cells(effect)
+    MTAeED.setup_anndata(adata, context_key="context")
+    for arguments, message in (
+        ({"n_components": 0}, "n_components=0 must be of whole numbers of at least 1"),
+        ({"n_latent": 0}, "n_latent=0"),
+        ({"energy_weight": -1.0}, "energy_weight=-1.0 must be a finite number of at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MTAeED(adata, **arguments)

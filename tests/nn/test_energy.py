@@ -6,7 +6,7 @@ import torch
 
 from multipert.metrics import edistance
 from multipert.nn import energy_distance
-from multipert.nn._poisson import rate_of_mean, unit_of_counts
+from multipert.nn._poisson import rate_of_mean
 
 
 def test_the_energy_distance_is_the_unbiased_one_of_the_metrics():
@@ -46,9 +46,3 @@ def test_rates_give_back_their_means(unit):
     means = np.log1p(unit * rng.poisson(rates / unit, size=(400_000, 4))).mean(axis=0)
     np.testing.assert_allclose(rate_of_mean(means, unit), rates, rtol=0.03)
     assert (np.diff(rate_of_mean(np.linspace(0, 5, 200), unit)) > 0).all()
-
-
-def test_the_unit_of_counts_is_that_of_the_median_cell():
-    counts = np.array([[0, 1, 2], [3, 0, 1], [1, 1, 1]])
-    assert unit_of_counts(np.log1p(counts * np.array([[0.5], [2.0], [1.0]]))) == pytest.approx(1)
-    assert unit_of_counts(np.zeros((2, 3))) == 1

@@ -177,7 +177,7 @@ def _predictable(
     cls: type[PerturbationModel], job: Job, adata: AnnData, targets: list[Condition], notes: list[str]
 ) -> list[Condition]:
     """The held-out conditions that the model can be asked for; an error if there is none."""
-    tags = cls.tags.given(job.setup.perturbation_embedding_key)
+    tags = cls.tags.given(job.setup.perturbation_embedding_key is not None)
     if tags.unseen_perturbations:
         return targets
     conditions, inverse = job.setup.conditions(adata)

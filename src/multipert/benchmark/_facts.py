@@ -142,7 +142,7 @@ def reason_to_skip(tags: ModelTags, setup: Setup, facts: Facts) -> str | None:
     ):
         if is_wrong:
             return reason
-    tags = tags.given(setup.perturbation_embedding_key)
+    tags = tags.given(setup.perturbation_embedding_key is not None)
     names = tokens(facts.conditions)
     if len(names) > 1 and not tags.several_perturbations:
         return f"the data have {len(names)} perturbations (tag several_perturbations is False)"

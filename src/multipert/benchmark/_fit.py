@@ -130,7 +130,7 @@ def predict(
     NothingToPredictError
         If no group is left.
     """
-    pairs, dropped = predictable(model.tags.given(model._setup.perturbation_embedding_key), facts.pairs(level), facts)
+    pairs, dropped = predictable(model.tags.given(model._n_embedding is not None), facts.pairs(level), facts)
     reasons = {condition: model._refusal(condition) for condition, _ in pairs}
     controls = facts.controls(level)
     bare = set(facts.without_controls(level))

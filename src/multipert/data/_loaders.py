@@ -102,8 +102,8 @@ class GroupLoader:
     """Batches of several groups: some cells of each, and as many control cells of its context.
 
     A group holds the cells of one condition in one context. Each pass visits every group once, so rare groups count as
-    much as frequent ones; cells are drawn anew, without repeats where the group has enough of them. The draw of pass `e`
-    depends on `(seed, e)` only.
+    much as frequent ones; cells are drawn anew, each at most once (control cells again only where there are too few). The
+    draw of pass `e` depends on `(seed, e)` only.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class GroupLoader:
     groups
         Row numbers of the cells of each group, and of the control cells of its context.
     n_cells
-        Cells drawn of each group.
+        Cells drawn of each group, all of a smaller one.
     groups_per_batch
         Groups in a batch.
     shuffle
@@ -146,9 +146,10 @@ class GroupLoader:
         self.epoch += self.shuffle
         order = rng.permutation(len(self.groups))
         for first in range(0, len(order), self.groups_per_batch):
-            drawn = [
-                [rng.choice(rows, self.n_cells, replace=len(rows) < self.n_cells) for rows in self.groups[i]]
-                for i in order[first : first + self.groups_per_batch]
-            ]
+            drawn = [self._draw(rng, *self.groups[i]) for i in order[first : first + self.groups_per_batch]]
             cells, controls = (np.concatenate(part) for part in zip(*drawn, strict=True))
             yield self.store.batch(cells, controls)
+
+    def _draw(self, rng: np.random.Generator, rows: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        n = min(self.n_cells, len(rows))
+        return rng.choice(rows, n, replace=False), rng.choice(controls, n, replace=len(controls) < n)

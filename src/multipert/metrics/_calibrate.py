@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ._catalogue import METRICS
-from ._references import BASELINES
+from ._references import BASELINES, REFERENCES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,7 +150,8 @@ def leaderboard(frame: pd.DataFrame, *, predictor: str = "predictor") -> pd.Data
         Frame of :func:`evaluate`, or several of them with columns that tell them apart.
     predictor
         Column that names what is ranked, such as "model" in the joined frames of several models: it takes the place of
-        "prediction", and the references, which are the same in all of them, are taken once.
+        "prediction" and stands before the names of several predictions ("model: name"); the references, which are the
+        same in all of them, are taken once.
 
     Returns
     -------
@@ -193,8 +194,10 @@ def _renamed(frame: pd.DataFrame, column: str) -> pd.DataFrame:
         raise KeyError(f"`frame` has no column {column!r}; it has {', '.join(map(str, frame))}.")
     if "predictor" not in frame:
         return frame.rename(columns={column: "predictor"})
-    is_prediction = frame["predictor"] == "prediction"
-    named = frame.assign(predictor=frame["predictor"].where(~is_prediction, frame[column])).drop(columns=column)
+    is_prediction = ~frame["predictor"].isin(REFERENCES)
+    of_column = frame[column].astype(str)
+    both = of_column.where(frame["predictor"] == "prediction", of_column + ": " + frame["predictor"].astype(str))
+    named = frame.assign(predictor=frame["predictor"].where(~is_prediction, both)).drop(columns=column)
     group = [name for name in named if name not in _NOT_GROUP]
     references = named[~is_prediction].drop_duplicates([*group, "predictor", "metric"])
     return pd.concat([named[is_prediction], references], ignore_index=True)

@@ -431,7 +431,7 @@ class PerturbationModel(BaseModelClass):
             dose,
             codec=self._codec,
             trained=self.trained_conditions_,
-            tags=self.tags.given(self._setup.perturbation_embedding_key),
+            tags=self.tags.given(self._n_embedding is not None),
             model=type(self).__name__,
             dose_key=self._setup.dose_key,
         )
@@ -445,6 +445,8 @@ class PerturbationModel(BaseModelClass):
         self._check_rows(source, np.flatnonzero(read))
         predictor = self._predictor(source, realise, clip, seed, batch_size)
         provenance = self._provenance(realise, seed)
+        if n_samples is not None:
+            provenance["n_samples"] = int(n_samples)
         collect, join = (cells_to_anndata, join_samples) if returns == "cells" else (means_to_anndata, pool_samples)
         drawn = [predictor] if n_samples is None else map(predictor.sampling, range(int(n_samples)))
         results = (collect(one, groups, source, self._setup, self._codec, self._n_slots, provenance) for one in drawn)
@@ -533,7 +535,7 @@ class PerturbationModel(BaseModelClass):
         rows = np.arange(source.n_obs) if indices is None else _row_numbers(source, indices)
         self._check_rows(source, np.unique(rows))
         self._check_contexts(source, rows)
-        predictor = self._predictor(source, "plain", None, 0, batch_size)
+        predictor = self._predictor(source, "plain", None, 0, batch_size, needs_means=False)
         with torch.inference_mode():
             self.module.eval()
             parts = [
@@ -567,7 +569,7 @@ class PerturbationModel(BaseModelClass):
     def _refusal(self, condition: Condition) -> str | None:
         """Why a condition cannot be predicted, or None."""
         try:
-            tags = self.tags.given(self._setup.perturbation_embedding_key)
+            tags = self.tags.given(self._n_embedding is not None)
             check_known(condition, self._codec, self.trained_conditions_, tags, type(self).__name__)
             self._check_target(condition)
         except ValueError as error:
@@ -577,7 +579,10 @@ class PerturbationModel(BaseModelClass):
     def _labels(self, conditions: Sequence[Condition]) -> pd.Index:
         """Labels of some conditions, with doses where the model was set up with any."""
         labels = label_columns(conditions, self._codec, self._setup.perturbation_key, self._setup.dose_key)[1]
-        return pd.Index(labels, name=self._setup.perturbation_key)
+        named = [
+            label if condition else self._codec.control for condition, label in zip(conditions, labels, strict=True)
+        ]
+        return pd.Index(named, name=self._setup.perturbation_key)
 
     def _label_tensors(self, conditions: Sequence[Condition]) -> dict[str, torch.Tensor]:
         """What a batch holds of some conditions, without cells."""
@@ -690,7 +695,14 @@ class PerturbationModel(BaseModelClass):
         return result
 
     def _predictor(
-        self, source: AnnData, realise: Realise, clip: bool | None, seed: int, batch_size: int | None
+        self,
+        source: AnnData,
+        realise: Realise,
+        clip: bool | None,
+        seed: int,
+        batch_size: int | None,
+        *,
+        needs_means: bool = True,
     ) -> Predictor:
         expression, contexts = self._setup.expression(source), self._setup.contexts(source)
         counts = None
@@ -707,7 +719,7 @@ class PerturbationModel(BaseModelClass):
         if self.module.draws:
             columns[_keys.CELL_KEY] = cell_keys(seed, source.obs_names)
         means = None
-        if self.module.context_means:
+        if self.module.context_means and needs_means:
             means = ContextMeans.of(expression, contexts, self._setup.is_control(source))
         return Predictor(
             module=self.module,

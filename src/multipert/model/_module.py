@@ -173,7 +173,7 @@ class PerturbationModule(BaseModuleClass):
         Parameters
         ----------
         tensors
-            Control cells with the target's codes and doses.
+            Control cells with the target's codes and doses, and their `"size_factor"` (B,).
         decoded
             Their counterfactual under the target, shape `(B, n_vars)`.
         decoded_control

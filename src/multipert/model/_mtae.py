@@ -165,6 +165,25 @@ def _with(
     return merged
 
 
+def check_widths(**widths: int | Sequence[int]) -> None:
+    """Refuse widths below 1.
+
+    Parameters
+    ----------
+    **widths
+        Widths by the name of the argument, each a number or several.
+
+    Raises
+    ------
+    ValueError
+        Naming the argument and the value.
+    """
+    for name, given in widths.items():
+        for width in (given,) if isinstance(given, int | Integral) else given:
+            if not isinstance(width, Integral) or width < 1:
+                raise ValueError(f"{name}={given} must be of whole numbers of at least 1.")
+
+
 class MTAe(PerturbationModel):
     r"""Multi-task autoencoder with feature-wise linear modulation :cite:p:`Katzalis2025`.
 
@@ -284,6 +303,10 @@ class MTAe(PerturbationModel):
         if not 1 <= depth <= _MOST_LAYERS:
             raise ValueError(f"n_layers={depth} must lie in 1..{_MOST_LAYERS}.")
         hidden = (width,) * self._value("n_layers", n_layers) if isinstance(width, Integral) else tuple(width)
+        film = self._preset.get("film_hidden") if film_hidden is None else film_hidden
+        if isinstance(film, Integral):
+            raise TypeError(f"film_hidden={film} must be a list of widths, such as ({film},).")
+        check_widths(n_hidden=hidden, n_latent=self._value("n_latent", n_latent), film_hidden=film or ())
         if not hidden:
             raise ValueError("n_hidden and n_layers give no hidden layer, so no layer would be modulated; give one.")
         if n_layers is not None and len(hidden) != n_layers:
@@ -314,6 +337,10 @@ class MTAe(PerturbationModel):
         self._check_weights()
         transported = any(Stage.of(stage).pairing == "ot" for stage in self.stages)
         self._partner = self._of_part(transported, "a stage of transport", partner=partner).get("partner", "best")
+        if partner is not None and self._setup.pairing_key is not None:
+            raise ValueError(
+                f"partner={partner!r} has no meaning beside pairing_key, which names the pairs; leave it out."
+            )
         if self._partner not in get_args(Partner):
             raise ValueError(f"partner={self._partner!r} is unknown{close_matches(self._partner, get_args(Partner))}")
         self._start_module()
@@ -390,6 +417,7 @@ class MTAeAdv(MTAe):
     parts = {"adversary": ConditionAdversary}
     stages = (Stage(trains="module"), Stage(trains="critic"), Stage(share=0.25))
     presets: ClassVar[dict[str, dict[str, Any]]] = _with(MTAe.presets, adversary_weight=0.01)
+    search_space: ClassVar[dict[str, tuple]] = {**MTAe.search_space, "adversary_weight": ("log", 1e-3, 0.5)}
 
 
 class MTAeAdvG(MTAe):
@@ -412,7 +440,7 @@ class MTAeAdvG(MTAe):
 
     parts = {"adversary": GaussianAdversary}
     stages = MTAeAdv.stages
-    presets = MTAeAdv.presets
+    presets, search_space = MTAeAdv.presets, MTAeAdv.search_space
 
 
 class MTAeOT(MTAe):
@@ -485,6 +513,7 @@ class MTVae(MTAe):
     presets: ClassVar[dict[str, dict[str, Any]]] = _with(
         MTAe.presets, kl_weight=0.004, train_vae_heads=True, published={"lr": 6.62e-6, "batch_size": 32}
     )
+    search_space: ClassVar[dict[str, tuple]] = {**MTAe.search_space, "kl_weight": ("log", 1e-4, 1.0)}
 
 
 class MTVaeOT(MTAe):
@@ -503,7 +532,8 @@ class MTVaeOT(MTAe):
     True
     """
 
-    tags, parts, presets, stages = MTVae.tags, MTVae.parts, MTVae.presets, MTAeOT.stages
+    tags, parts, stages = MTVae.tags, MTVae.parts, MTAeOT.stages
+    presets, search_space = MTVae.presets, MTVae.search_space
 
 
 class MTVaePlusOT(MTAe):
@@ -522,4 +552,5 @@ class MTVaePlusOT(MTAe):
     2
     """
 
-    tags, parts, presets, stages = MTVae.tags, MTVae.parts, MTVae.presets, MTAePlusOT.stages
+    tags, parts, stages = MTVae.tags, MTVae.parts, MTAePlusOT.stages
+    presets, search_space = MTVae.presets, MTVae.search_space

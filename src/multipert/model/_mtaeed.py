@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -13,16 +14,17 @@ from torch import nn
 from multipert import _keys
 from multipert.data._shifts import choose_strength, context_weights
 from multipert.nn import ConditionVector, energy_distance, group_means
-from multipert.nn._poisson import rate_of_mean, unit_of_counts
+from multipert.nn._poisson import rate_of_mean
 from multipert.train import Stage
 
 from ._base import PerturbationModel
 from ._module import PerturbationModule, Tensors
+from ._mtae import check_widths
 from ._shift import Deltas, by_condition, context_codes
 from ._tags import ModelTags
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from anndata import AnnData
 
@@ -33,7 +35,8 @@ _SLOPE = 0.01
 _FIT_CELLS = 10_000
 # added to means before their ratio, in units of the mean control expression: it damps ratios of silent genes
 _PSEUDO = 0.2
-_LABELS = (_keys.PERTURBATION, _keys.DOSE)
+# effects of contexts and conditions that are kept between the batches of a prediction
+_MOST_EFFECTS = 256
 
 
 class EnergyModule(PerturbationModule):
@@ -78,7 +81,6 @@ class EnergyModule(PerturbationModule):
     axes: torch.Tensor
     centre: torch.Tensor
     unit: torch.Tensor
-    count_unit: torch.Tensor
 
     def __init__(
         self,
@@ -96,12 +98,12 @@ class EnergyModule(PerturbationModule):
     ) -> None:
         super().__init__()
         self.signed, self.energy_weight, self.network_share = signed, energy_weight, network_share
+        self._effects: dict[tuple[bytes, bytes, bytes], tuple[torch.Tensor, torch.Tensor]] = {}
         n_components = min(n_components, n_vars)
         # any orthonormal axes until `prepare` finds the principal ones
         self.register_buffer("axes", nn.init.orthogonal_(torch.empty(n_vars, n_components)))
         self.register_buffer("centre", torch.zeros(n_vars))
         self.register_buffer("unit", torch.ones(()))
-        self.register_buffer("count_unit", torch.ones(()))
         self.encoder = nn.Sequential(
             nn.Linear(n_components, n_hidden),
             nn.LayerNorm(n_hidden),
@@ -177,42 +179,44 @@ class EnergyModule(PerturbationModule):
                 some = {key: value[at[:1]] for key, value in tensors.items()}
                 moved = self.scores(x * factor) + addition @ self.axes
                 moved = moved + signal * self.correction(x.mean(dim=0, keepdim=True), some)
-                distances.append(energy_distance(moved, own[at]))
+                distances.append(energy_distance(moved, own[at]) / self.unit)
         return torch.stack(distances).sum() / max(1, len(distances) - 1)
 
     # ------------------------------------------------------------ measured change
 
     def prepare(self, loader: CellLoader) -> None:
-        """Fit the components, the changes of the training contexts and the unit of counts."""
+        """Fit the changes of the training contexts, and at the first training the components."""
         means = group_means(loader, self.lookup)
         control = int(torch.nonzero((self.known_codes < 0).all(1))[0, 0])
         deltas, device = Deltas(means, control), self.axes.device
-        self.control_mean, self.delta = deltas.control_mean.to(device), deltas.delta.to(device)
+        self.control_mean, self.delta = deltas.control_mean.float().to(device), deltas.delta.float().to(device)
         self.context_row, self.pair_condition = deltas.context_row.to(device), deltas.condition.to(device)
-        of_condition = [deltas.condition == condition for condition in torch.unique(deltas.condition)]
+        found, n_contexts = torch.unique(deltas.condition, return_counts=True)
+        of_condition = torch.argsort(deltas.condition, stable=True).split(n_contexts.tolist())
         problems = (
             (deltas.control_mean[deltas.context_row[at]].numpy(), deltas.delta[at].numpy()) for at in of_condition
         )
-        self.signal = torch.ones(len(self.known_codes), dtype=self.delta.dtype, device=device)
-        for condition, at in zip(torch.unique(deltas.condition), of_condition, strict=True):
-            self.signal[condition] = _signal_share(deltas.delta[at], deltas.error[at])
         self.strength = torch.tensor(choose_strength("similarity", problems), dtype=torch.float64, device=device)
+        self.signal = torch.ones(len(self.known_codes), device=device)
+        for condition, at in zip(found, of_condition, strict=True):
+            self.signal[condition] = _signal_share(deltas.delta[at], deltas.error[at])
         # a network that was trained on some components keeps them
         if not self.centre.any():
             self._fit_components(_evenly(loader))
         self.condition.start(self.known_codes, self.known_doses)
 
     def _fit_components(self, x: torch.Tensor) -> None:
-        """Centre, axes and scale of the scores, and the unit of counts, from some training cells."""
+        """Centre, axes and scale of the scores, from some training cells."""
         device = self.axes.device
         self.centre = x.mean(dim=0).to(device)
         axes = torch.svd_lowrank(x - x.mean(dim=0), q=min(self.axes.shape[1] + 10, *x.shape), niter=2)[2]
         self.axes = torch.zeros_like(self.axes)
-        kept = axes[:, : self.axes.shape[1]]
+        # the sign of an axis is free; its largest entry is made positive
+        largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+        kept = (axes * torch.where(largest < 0, -1.0, 1.0))[:, : self.axes.shape[1]]
         self.axes[:, : kept.shape[1]] = kept.to(device)
         spread = self.scores(x.to(device)).var(dim=0).mean().sqrt()
         self.unit = spread if spread > 0 else torch.ones_like(spread)
-        self.count_unit = torch.tensor(unit_of_counts(x.numpy()), dtype=torch.float32, device=device)
 
     def position(self, codes: torch.Tensor, doses: torch.Tensor) -> int:
         """Position of one condition among the trained ones, -1 where it is none or has no change."""
@@ -244,7 +248,7 @@ class EnergyModule(PerturbationModule):
         return factor, addition
 
     def parts(self, codes: torch.Tensor, doses: torch.Tensor) -> list[int]:
-        """Position of one condition among the trained ones, or of each of its parts where it was not trained."""
+        """Position of one condition among the measured ones, or of those of its parts that are where it is not."""
         position = self.position(codes, doses)
         if position >= 0:
             return [position]
@@ -253,60 +257,95 @@ class EnergyModule(PerturbationModule):
             one, dose = torch.full_like(codes, _keys.PAD), torch.zeros_like(doses)
             one[0], dose[0] = codes[slot], doses[slot]
             found.append(self.position(one, dose))
-        return found
+        return [position for position in found if position >= 0]
 
     def signal_share(self, codes: torch.Tensor, doses: torch.Tensor) -> float:
         """How much of the measured change of a condition is no sampling noise, 0..1; the mean of its parts'."""
-        return float(self.signal[self.parts(codes, doses)].mean())
+        parts = self.parts(codes, doses)
+        return float(self.signal[parts].mean()) if parts else 0.0
 
     def _transform(self, position: int, target: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         at = self.pair_condition == position
         control, delta = self.control_mean[self.context_row[at]], self.delta[at]
-        weights = torch.full((len(delta),), 1 / len(delta), dtype=delta.dtype, device=delta.device)
+        weights = torch.full((len(delta),), 1 / len(delta), dtype=torch.float64, device=delta.device)
         if target is not None:
             known, wanted = control.cpu().numpy(), target.double().cpu().numpy()[None]
-            weights = torch.from_numpy(context_weights("similarity", float(self.strength), known, wanted)[0]).to(delta)
-        before, change = weights @ control, self.signal[position] * (weights @ delta)
+            weights = torch.from_numpy(context_weights("similarity", float(self.strength), known, wanted)[0]).to(
+                weights
+            )
+        before, change = weights @ control.double(), float(self.signal[position]) * (weights @ delta.double())
         if self.signed:
             return torch.ones_like(self.centre), change.float()
         pseudo = _PSEUDO * self.control_mean.mean()
         factor = ((before + change + pseudo) / (before + pseudo).clamp(min=1e-12)).clamp(min=0, max=1)
         return factor.float(), change.clamp(min=0).float()
 
-    def effect(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factor and addition of every cell of a batch, each of shape `(B, n_vars)`."""
-        factor, addition = torch.ones_like(tensors[_keys.X]), torch.zeros_like(tensors[_keys.X])
-        share = self.network_share
+    def effect(self, tensors: Tensors) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Factor and addition of the cells of each context and condition of a batch; control is left out.
+
+        Parameters
+        ----------
+        tensors
+            A batch of a prediction.
+
+        Yields
+        ------
+        Positions of the cells, their context's control mean, and factor and addition, each of shape `(n_vars,)`.
+        """
         for codes, doses, rows in by_condition(tensors):
-            even = self.measured(codes, doses, None)
             means, inverse = torch.unique(tensors["context_mean"][rows], dim=0, return_inverse=True)
-            label = {key: value[rows[:1]].expand(len(means), -1) for key, value in tensors.items() if key in _LABELS}
-            corrected = self.correction(means, {**label, _keys.X: means}) @ self.axes.T
-            added = self.signal_share(codes, doses) * corrected
-            near = [self.measured(codes, doses, mean) for mean in means]
-            of_context = (
-                share * even[0] + (1 - share) * torch.stack([one for one, _ in near]),
-                share * (even[1] + added) + (1 - share) * torch.stack([one for _, one in near]),
-            )
-            factor[rows], addition[rows] = (values[inverse].to(factor.dtype) for values in of_context)
-        return factor, addition
+            for i, mean in enumerate(means):
+                key = codes.cpu().numpy().tobytes(), doses.cpu().numpy().tobytes(), mean.cpu().numpy().tobytes()
+                if key not in self._effects:
+                    if len(self._effects) >= _MOST_EFFECTS:
+                        self._effects.clear()
+                    label = {_keys.PERTURBATION: codes[None], _keys.DOSE: doses[None], _keys.X: mean[None]}
+                    self._effects[key] = self._of_context(codes, doses, mean, label)
+                yield rows[inverse == i], mean, *self._effects[key]
+
+    def _of_context(
+        self, codes: torch.Tensor, doses: torch.Tensor, mean: torch.Tensor, label: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        share = self.network_share
+        even, near = self.measured(codes, doses, None), self.measured(codes, doses, mean)
+        corrected = self.signal_share(codes, doses) * (self.correction(mean[None], label)[0] @ self.axes.T)
+        return (
+            share * even[0] + (1 - share) * near[0],
+            share * (even[1] + corrected) + (1 - share) * near[1],
+        )
+
+    def train(self, mode: bool = True) -> EnergyModule:
+        """Switch between training and prediction; effects of other weights are forgotten."""
+        self._effects.clear()
+        return super().train(mode)
 
     def counterfactual(self, tensors: Tensors, z: torch.Tensor | None = None) -> torch.Tensor:
         """Control cells times a factor plus an addition, shape `(B, n_vars)`; a control cell under control is itself."""
-        factor, addition = self.effect(tensors)
-        return tensors[_keys.X] * factor + addition
+        x = tensors[_keys.X].clone()
+        for rows, _, factor, addition in self.effect(tensors):
+            x[rows] = x[rows] * factor + addition
+        return x
 
     def rates(
         self, tensors: Tensors, decoded: torch.Tensor, decoded_control: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rates whose Poisson counts have the control mean and the predicted mean of the context."""
-        factor, addition = self.effect(tensors)
-        control = tensors["context_mean"]
-        return self._rate(control), self._rate((control * factor + addition).clamp(min=0))
+        """Rates at which Poisson counts of a cell's depth have the control mean and the predicted mean of its context."""
+        control, target = torch.zeros_like(decoded, dtype=torch.float64), torch.zeros_like(decoded, dtype=torch.float64)
+        for rows, mean, factor, addition in self.effect(tensors):
+            moved = (mean * factor + addition).clamp(min=0)
+            # cells of nearly one depth share their rates
+            depths, inverse = torch.unique(_rounded(tensors[_keys.SIZE_FACTOR][rows]), return_inverse=True)
+            for i, depth in enumerate(depths):
+                at = rows[inverse == i]
+                for rate, wanted in ((control, mean), (target, moved)):
+                    found = rate_of_mean(wanted.double().cpu().numpy(), float(depth))
+                    rate[at] = torch.from_numpy(found).to(rate.device)
+        return control, target
 
-    def _rate(self, mean: torch.Tensor) -> torch.Tensor:
-        rate = rate_of_mean(mean.double().cpu().numpy(), float(self.count_unit))
-        return torch.from_numpy(rate).to(mean.device)
+
+def _rounded(factors: torch.Tensor) -> torch.Tensor:
+    """Size factors to the next power of 1.05."""
+    return 1.05 ** torch.round(torch.log(factors.double()) / math.log(1.05))
 
 
 def _signal_share(delta: torch.Tensor, error: torch.Tensor) -> float:
@@ -441,6 +480,13 @@ class MTAeED(PerturbationModel):
         share = self._value("network_share", network_share)
         if not 0 <= share <= 1:
             raise ValueError(f"network_share={share} must lie in 0..1.")
+        if not 0 <= self._value("energy_weight", energy_weight) < math.inf:
+            raise ValueError(f"energy_weight={energy_weight} must be a finite number of at least 0.")
+        check_widths(
+            n_components=self._value("n_components", n_components),
+            n_hidden=self._value("n_hidden", n_hidden),
+            n_latent=self._value("n_latent", n_latent),
+        )
         self._module_args = {
             "n_vars": self.summary_stats.n_vars,
             "n_perturbations": self.summary_stats.n_perturbations,
@@ -461,14 +507,18 @@ class MTAeED(PerturbationModel):
 
     def _check_target(self, condition: Condition) -> None:
         """Refuse conditions, and parts of combinations, without a training context that also has control cells."""
-        known = {self.trained_conditions_[i] for i in self.module.pair_condition.unique().tolist()}
-        if not condition or condition in known:
-            return
-        for name, dose in condition:
-            if ((name, dose),) not in known:
-                doses = ", ".join(f"{d:g}" for c in sorted(known) if len(c) == 1 for n, d in c if n == name) or "none"
+        for one in (condition, *((part,) for part in condition)):
+            codes, doses = (torch.from_numpy(x) for x in self._codec.encode_one(one, max(self._n_slots, len(one))))
+            device = self.module.device
+            measured = not one or self.module.position(codes.to(device), doses.to(device)) >= 0
+            if measured and one == condition:
+                return
+            if not measured and len(one) == 1:
+                known = [self.trained_conditions_[i] for i in self.module.pair_condition.unique().tolist()]
+                name, dose = one[0]
+                others = ", ".join(f"{d:g}" for c in known if len(c) == 1 for n, d in c if n == name) or "none"
                 raise ValueError(
-                    f"{name!r} at dose {dose:g} is in no training context that has control cells (doses that are: {doses})."
+                    f"{name!r} at dose {dose:g} is in no training context that has control cells (doses that are: {others})."
                 )
 
     def _perturbation_embedding(self) -> pd.DataFrame:

@@ -230,6 +230,7 @@ class Predictor:
         }
         decoded = self.module.counterfactual(target, encoded["z"])
         if self.realise == "counts":
+            target[_keys.SIZE_FACTOR] = torch.from_numpy(encoded["factors"]).to(device)
             control_rates, rates = self.module.rates(target, decoded, encoded["control"])
             correction = self._correction(target)
             return draw_counts(

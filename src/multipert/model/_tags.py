@@ -69,19 +69,17 @@ class ModelTags:
     output: Literal["cell", "sample", "mean"] = "cell"
     reference: str = ""
 
-    def given(self, perturbation_embedding_key: str | None) -> ModelTags:
+    def given(self, is_embedded: bool) -> ModelTags:
         """What holds under a setup: without an embedding, unseen perturbations may be out of reach.
 
         Parameters
         ----------
-        perturbation_embedding_key
-            The setup argument.
+        is_embedded
+            Whether a perturbation embedding is given.
 
         Returns
         -------
         Tags whose `unseen_perturbations` needs no further condition.
         """
-        unseen = self.unseen_perturbations and (
-            not self.unseen_needs_embedding or perturbation_embedding_key is not None
-        )
+        unseen = self.unseen_perturbations and (is_embedded or not self.unseen_needs_embedding)
         return replace(self, unseen_perturbations=unseen)

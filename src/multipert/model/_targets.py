@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,8 +178,8 @@ def check_samples(n_samples: int | None, tags: ModelTags, model: str) -> None:
         return
     if not tags.samples:
         raise ValueError(f"{model} draws no samples (tag samples is False), so n_samples={n_samples} has no meaning.")
-    if n_samples < 1 or int(n_samples) != n_samples:
-        raise ValueError(f"n_samples={n_samples} must be a whole number of at least 1.")
+    if not isinstance(n_samples, Real) or n_samples < 1 or int(n_samples) != n_samples:
+        raise ValueError(f"n_samples={n_samples!r} must be a whole number of at least 1.")
 
 
 def encode_targets(targets: Sequence[Condition], codec: ConditionCodec, n_slots: int) -> tuple[np.ndarray, np.ndarray]:

@@ -85,8 +85,14 @@ def fit_model(
     store = model._training_store(adata, seed)
     conditions, codes = _training_conditions(model, adata, train)
     batch_size = checked_batch_size(batch_size, defaults["batch_size"])
+    if batch_size == 1 and any(isinstance(part, torch.nn.BatchNorm1d) for part in model.module.modules()):
+        raise ValueError(
+            f"batch_size=1, but {type(model).__name__} normalises over the cells of a batch; take 2 or more."
+        )
     in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
     pool = np.union1d(train, val)
+    conditions_before, contexts_before = model.trained_conditions_, model.trained_contexts_
+    fitted_before = {name: getattr(model.module, name) for name in model.module.fitted}
     device = parse_device_args(trainer_kwargs["accelerator"], trainer_kwargs["devices"], return_device="torch")[2]
     try:
         with torch.random.fork_rng():
@@ -102,7 +108,13 @@ def fit_model(
             stages = []
             for number, stage in enumerate(map(Stage.of, model.stages)):
                 passes = _Pass(model, adata, store, stage.pairing, batch_size, seed)
-                stages.append((stage, passes.training(train, seed + number), passes.validation(val, pool)))
+                loaders = passes.training(train, seed + number), passes.validation(val, pool)
+                if early_stopping and loaders[1] is None:
+                    raise ValueError(
+                        f"early_stopping needs validation cells that can be paired; none of the {len(val)} has a control "
+                        "cell in its context."
+                    )
+                stages.append((stage, *loaders))
             for stage, loader, validation in stages:
                 model.module.n_rows = len(loader.rows)
                 plan = PerturbationTrainingPlan(
@@ -131,6 +143,12 @@ def fit_model(
                 of_logarithms = not (model._setup.signed or model.tags.counts)
                 if model.module.fits_correction and model.tags.output == "cell" and of_logarithms:
                     _fit_correction(model, in_order, codes)
+    except BaseException:
+        # what was fitted belongs to the conditions of the training that it came from
+        model.trained_conditions_, model.trained_contexts_ = conditions_before, contexts_before
+        for name, value in fitted_before.items():
+            setattr(model.module, name, value)
+        raise
     finally:
         model.module.eval()
 
@@ -161,20 +179,27 @@ class _Pass:
 
     def training(self, rows: np.ndarray, seed: int) -> CellLoader | GroupLoader:
         """Shuffled batches of the training cells."""
+        kept, partners, groups = rows[:0], None, []
         if self.pairing == "group":
-            return self._groups(rows, rows, shuffle=True, seed=seed)
-        kept, partners = self._paired(rows, rows)
+            groups = self._groups(rows, rows)
+            is_control = self.model._setup.is_control(self.adata)
+            kept = np.concatenate([rows[:0], *(cells for cells, _ in groups if not is_control[cells[0]])])
+        else:
+            kept, partners = self._paired(rows, rows)
         if not len(kept):
             raise ValueError(
                 f"None of the {len(rows)} training cells can be paired: no context has both control and perturbed cells "
                 "in training. Mark such cells as 'train', or take a model that pairs none."
             )
+        if groups:
+            return self._group_loader(groups, shuffle=True, seed=seed)
         return CellLoader(self.store, kept, self.batch_size, shuffle=True, drop_last=True, partners=partners, seed=seed)
 
     def validation(self, rows: np.ndarray, pool: np.ndarray) -> CellLoader | GroupLoader | None:
         """Batches of the validation cells, their control cells among the increasing rows of the pool; None without."""
         if self.pairing == "group":
-            return self._groups(rows, pool) if len(rows) else None
+            groups = self._groups(rows, pool)
+            return self._group_loader(groups) if groups else None
         kept, partners = self._paired(rows, pool)
         return CellLoader(self.store, kept, self.batch_size, partners=partners) if len(kept) else None
 
@@ -183,7 +208,7 @@ class _Pass:
         if self.pairing == "self" or not len(rows):
             return rows, None
         if self.pairing == "ot" and self.model._setup.pairing_key is None:
-            return _transported_rows(self.model, self.adata, rows, self.seed)
+            return _transported_rows(self.model, self.adata, rows, pool, self.seed)
         partners = self.model._partners(self.adata, pool, self.seed)[np.searchsorted(pool, rows)]
         partners = np.where(np.isin(partners, pool), partners, -1)
         dropped = int((partners < 0).sum())
@@ -191,8 +216,8 @@ class _Pass:
             logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
         return rows[partners >= 0], partners[partners >= 0]
 
-    def _groups(self, rows: np.ndarray, pool: np.ndarray, *, shuffle: bool = False, seed: int = 0) -> GroupLoader:
-        """Every context and condition, with the control cells of the context."""
+    def _groups(self, rows: np.ndarray, pool: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The cells of every context and condition, and the control cells of the context."""
         setup = self.model._setup
         contexts, conditions = setup.contexts(self.adata), setup.conditions(self.adata)[1]
         controls = pool[setup.is_control(self.adata)[pool]]
@@ -207,6 +232,11 @@ class _Pass:
                 (here[conditions[here] == condition], control_rows[context])
                 for condition in np.unique(conditions[here])
             ]
+        return groups
+
+    def _group_loader(
+        self, groups: list[tuple[np.ndarray, np.ndarray]], *, shuffle: bool = False, seed: int = 0
+    ) -> GroupLoader:
         per_batch = max(1, self.batch_size // _GROUP_CELLS)
         return GroupLoader(
             self.store, groups, min(_GROUP_CELLS, self.batch_size), per_batch, shuffle=shuffle, seed=seed
@@ -214,14 +244,21 @@ class _Pass:
 
 
 def _transported_rows(
-    model: PerturbationModel, adata: AnnData, rows: np.ndarray, seed: int
+    model: PerturbationModel, adata: AnnData, rows: np.ndarray, pool: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each control cell its partner of every condition, and itself; the partners and the control cells."""
+    """For each control cell its partner of every condition, and itself; the partners and the control cells.
+
+    Contexts whose perturbed cells have no control cell among the rows take those of the pool.
+    """
     setup = model._setup
-    cells = setup.conditions(adata)[1], setup.contexts(adata), setup.is_control(adata)
-    pairs = transport_pairs(setup.expression(adata), *cells, rows, partner=model._partner, seed=seed)
-    check_pairs(pairs, cells[1], cells[2], cells[0], rows)
-    controls = np.unique(pairs["control"].to_numpy())
+    conditions, contexts, is_control = setup.conditions(adata)[1], setup.contexts(adata), setup.is_control(adata)
+    bare = np.setdiff1d(contexts[rows].astype(str), contexts[rows[is_control[rows]]].astype(str))
+    lent = pool[is_control[pool] & np.isin(contexts[pool].astype(str), bare)]
+    used = np.union1d(rows, lent)
+    cells = conditions, contexts, is_control
+    pairs = transport_pairs(setup.expression(adata), *cells, used, partner=model._partner, seed=seed)
+    check_pairs(pairs, contexts, is_control, conditions, used)
+    controls = np.setdiff1d(pairs["control"].to_numpy(), lent)
     return (
         np.concatenate([controls, pairs["perturbed"].to_numpy()]),
         np.concatenate([controls, pairs["control"].to_numpy()]),

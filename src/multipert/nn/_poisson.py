@@ -10,28 +10,6 @@ from scipy.stats import poisson
 _GRID, _LARGEST_MEAN = 600, 1e4
 
 
-def unit_of_counts(x: np.ndarray) -> float:
-    """What one count adds before the logarithm: the median over cells of `expm1` of the smallest positive value.
-
-    Parameters
-    ----------
-    x
-        Log-normalised expression, shape `(n_cells, n_vars)`.
-
-    Returns
-    -------
-    The median size factor; 1 where nothing is positive.
-
-    Examples
-    --------
-    >>> float(round(unit_of_counts(np.log1p(0.5 * np.array([[0, 1, 4], [2, 1, 0]]))), 6))
-    0.5
-    """
-    smallest = np.where(x > 0, x, np.inf).min(axis=1, initial=np.inf)
-    smallest = smallest[np.isfinite(smallest)]
-    return float(np.expm1(np.median(smallest))) if len(smallest) else 1.0
-
-
 def rate_of_mean(mean: np.ndarray, unit: float) -> np.ndarray:
     r"""Rate of normalised counts whose logarithms have a given mean.
 
@@ -59,7 +37,7 @@ def rate_of_mean(mean: np.ndarray, unit: float) -> np.ndarray:
     return np.interp(mean, means, rates)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=256)
 def _table(unit: float) -> tuple[np.ndarray, np.ndarray]:
     """Rates and the means of their logarithms, both increasing."""
     rates = np.concatenate([[0.0], unit * np.geomspace(1e-5, max(_LARGEST_MEAN, _LARGEST_MEAN / unit), _GRID)])
