@@ -5,8 +5,9 @@ One job trains one model with its default preset, one held-out type and one seed
 work folder; a record that is there is not made again, so the run may be stopped and continued. Jobs go seed by seed. A seed
 counts once all models and types of a file have it.
 Writes benchmarks/results/kang_family_<file>.csv (every run), _short.csv (means over types and seeds) and, with several
-seeds, _sd.csv (standard deviations of the means over types, over seeds). `--collect` only does that. With other models or
-types than all of them, and with `--quick`, the tables go to the work folder.
+seeds, _sd.csv (standard deviations of the means over types, over seeds). `--collect` only does that. With some of
+the models their names stand in the names of the files; with some of the types, and with `--quick`, the tables go to the
+work folder.
 """
 
 from __future__ import annotations
@@ -212,20 +213,20 @@ def collect(file: str, args: argparse.Namespace) -> None:
     table = pd.concat([pd.read_csv(job.path(args.work)) for job in jobs], ignore_index=True)
     first = ["held_out", "model", "realise", "seed", "cpu_seconds"]
     table = table[[*first, *dict.fromkeys(METRICS)]].astype({"seed": "Int64"})
-    is_all = set(args.models) == set(MODELS) and set(args.types) == set(TYPES) and not args.quick
-    folder = RESULTS if is_all else args.work
+    folder = RESULTS if set(args.types) == set(TYPES) and not args.quick else args.work
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"kang_family_{file}.csv", index=False, float_format="%.4f")
+    stem = "_".join(["kang_family", file, *(() if set(args.models) == set(MODELS) else args.models)])
+    table.to_csv(folder / f"{stem}.csv", index=False, float_format="%.4f")
     table["name"] = named(table)
     by_seed = table.assign(seed=table["seed"].fillna(0)).groupby(["name", "seed"], sort=False).mean(numeric_only=True)
     by_name = by_seed.groupby("name", sort=False)
     short = rounded(by_name.mean())
     short.insert(0, "seeds", by_name.size().where(table.groupby("name")["seed"].count() > 0).astype("Int64"))
-    short.to_csv(folder / f"kang_family_{file}_short.csv")
+    short.to_csv(folder / f"{stem}_short.csv")
     print(f"\n{file}, means over {len(args.types)} types and seeds {seeds}, in {folder}\n{short.to_string()}")
     if len(seeds) > 1:
         of_models = by_name.std()[by_name.size() > 1]
-        rounded(of_models).to_csv(folder / f"kang_family_{file}_sd.csv")
+        rounded(of_models).to_csv(folder / f"{stem}_sd.csv")
 
 
 def main() -> int:
