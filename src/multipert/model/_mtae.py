@@ -504,7 +504,7 @@ class MTVae(MTAe):
     >>> model = mp.model.MTVae(adata, kl_weight=0.01)
     >>> model.train(max_epochs=1, enable_progress_bar=False)
     >>> drawn = model.predict(perturbation="P1", context="context_1", n_samples=3)
-    >>> sorted(drawn.obs["draw"].unique())
+    >>> drawn.obs["draw"].unique().tolist()
     [0, 1, 2]
     """
 
