@@ -326,17 +326,17 @@ class MTAe(PerturbationModel):
             "n_embedding": self._n_embedding,
             "doses": self._setup.dose_key is not None,
             **self.parts,
-            **self._of_part("adversary" in self.parts, "an adversary", adversary_weight=adversary_weight),
+            **self._of_part("adversary" in self.parts, "adversary", adversary_weight=adversary_weight),
             **self._of_part(
                 "variational" in self.parts,
-                "a variational latent",
+                "variational latent",
                 kl_weight=kl_weight,
                 train_vae_heads=train_vae_heads,
             ),
         }
         self._check_weights()
         transported = any(Stage.of(stage).pairing == "ot" for stage in self.stages)
-        self._partner = self._of_part(transported, "a stage of transport", partner=partner).get("partner", "best")
+        self._partner = self._of_part(transported, "stage of transport", partner=partner).get("partner", "best")
         if partner is not None and self._setup.pairing_key is not None:
             raise ValueError(
                 f"partner={partner!r} has no meaning beside pairing_key, which names the pairs; leave it out."
@@ -358,7 +358,7 @@ class MTAe(PerturbationModel):
         """Arguments that belong to a part of some variants; an error where the part is not there."""
         for name, value in given.items():
             if value is not None and not there:
-                raise ValueError(f"{name}={value!r} was given, but {type(self).__name__} has not {part}; leave it out.")
+                raise ValueError(f"{name}={value!r} was given, but {type(self).__name__} has no {part}; leave it out.")
         defaults = {name: self._preset[name] for name in given if name in self._preset}
         return {**defaults, **{name: value for name, value in given.items() if value is not None}} if there else {}
 
@@ -391,7 +391,7 @@ class MTAe(PerturbationModel):
 
 
 class MTAeAdv(MTAe):
-    r"""MTAe whose encoder learns to hide the perturbation :cite:p:`Katzalis2025`.
+    r"""MTAe whose encoder is rewarded for hiding the perturbation :cite:p:`Katzalis2025`.
 
     A discriminator tells latent representations of control cells from those of perturbed cells, and the encoder is
     rewarded when it fails on the perturbed ones:
@@ -401,7 +401,8 @@ class MTAeAdv(MTAe):
         (1 - \lambda)\, \mathrm{MSE} + \lambda\, \mathrm{BCE}\bigl(D(f(x_\mathrm{perturbed})),\, 1 - y\bigr)
 
     Trained in three passes: the autoencoder, the discriminator alone, then both in turn for a quarter as long. Arguments
-    are those of :class:`MTAe`. Use it where the latent representation still separates control from perturbed cells.
+    are those of :class:`MTAe`. The discriminator is soon deceived, which does not mean that no other classifier can tell the
+    cells apart: measure it.
 
     Examples
     --------
