@@ -546,7 +546,7 @@ def test_presets_of_the_variants(cls, preset, epochs, lr, batch_size, adata, mon
 def test_arguments_of_a_part_are_refused_where_it_is_not(cls, argument, value, owners, adata, toys):
     cls.setup_anndata(adata, context_key="context")
     if cls not in owners:
-        with pytest.raises(ValueError, match=f"{argument}={value!r} was given, but {cls.__name__} has not a"):
+        with pytest.raises(ValueError, match=f"{argument}={value!r} was given, but {cls.__name__} has no "):
             cls(adata, **toys.tiny, **{argument: value})
         return
     model = cls(adata, **toys.tiny, **{argument: value})
