@@ -364,10 +364,10 @@ def test_tag_that_excludes_the_data_is_named(screen, tmp_path):
         return adata
 
     path = changed(screen, tmp_path, combine)
-    result = run(path, tmp_path / "out")
+    result = run(path, tmp_path / "out", "--model", "ContextShift")
     assert result.exit_code == 2
     assert "tag combinations is False" in result.stderr
-    job = Job(HOLD_OUT, delimiter=None, max_epochs=1)
+    job = Job(HOLD_OUT, model="ContextShift", delimiter=None)
     assert set(_run.execute(job, ad.read_h5ad(path), no_steps).scores["perturbation"]) == {"P1", "P1+P2"}
 
 
