@@ -269,3 +269,33 @@ def check_control(labels: pd.Series, is_control: np.ndarray, key: str, control: 
             f"No control cell: obs[{key!r}] has no label {control!r}{close_matches(control, seen)} Labels seen "
             f"({len(seen)}): {shown}. Name the control label with `control`."
         )
+
+
+def expression(adata: AnnData, layer: str | None) -> tuple[Any, str]:
+    """The expression matrix, as it is held, and what to call it in messages.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    layer
+        Name of a layer; None is `X`.
+
+    Returns
+    -------
+    The matrix, shape `(n_cells, n_vars)`, and "X" or "layers['name']".
+
+    Raises
+    ------
+    KeyError
+        If there is no such layer.
+    ValueError
+        If there is no `X`.
+    """
+    if layer is None:
+        if adata.X is None:
+            raise ValueError("adata.X is empty; name the layer of log-normalised expression with `layer`.")
+        return adata.X, "X"
+    if layer not in adata.layers:
+        raise KeyError(f"layer={layer!r} is not in layers{close_matches(layer, adata.layers)}")
+    return adata.layers[layer], f"layers[{layer!r}]"

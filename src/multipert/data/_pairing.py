@@ -11,9 +11,9 @@ from scipy import sparse
 
 from multipert import _keys
 
-from ._checks import check_column, check_control, check_expression, check_names, row_blocks
+from ._checks import check_column, check_control, check_expression, check_names, expression, row_blocks
 from ._codec import parse_column
-from ._conditions import canonical_dose, canonical_label, close_matches
+from ._conditions import canonical_dose, canonical_label
 from ._noise import cell_key
 from ._rows import split_rows
 from ._transport import check_options, match
@@ -185,7 +185,7 @@ def pair(
         of_use = "cell" if split_key is None else f"cell with obs[{split_key!r}] 'train'"
         raise ValueError(f"Every {of_use} is {kind}; pairs need cells of both kinds.")
     if method == "ot" and pairing_key is None:
-        x, name = _expression(adata, layer)
+        x, name = expression(adata, layer)
         check_expression(x, adata, name=name, rows=rows, signed=True)
         pairs = transport_pairs(
             x, conditions, contexts, is_control, rows,
@@ -218,17 +218,6 @@ def _named(group: dict[str, Any], names: np.ndarray, texts: np.ndarray | None) -
     dose = {} if texts is None else {"dose": texts[code]}
     rest = {key: value for key, value in group.items() if key not in ("context", "condition")}
     return {"context": group["context"], "perturbation": names[code], **dose, **rest}
-
-
-def _expression(adata: AnnData, layer: str | None) -> tuple[Any, str]:
-    """The matrix and what to call it in a message."""
-    if layer is None:
-        if adata.X is None:
-            raise ValueError("adata.X is empty; name the layer of log-normalised expression with `layer`.")
-        return adata.X, "X"
-    if layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in layers{close_matches(layer, adata.layers)}")
-    return adata.layers[layer], f"layers[{layer!r}]"
 
 
 def _controls_as_pairs(

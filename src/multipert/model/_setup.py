@@ -10,7 +10,7 @@ import pandas as pd
 from anndata import AnnData
 
 from multipert import _keys
-from multipert.data._checks import check_column, check_control, check_expression, check_names
+from multipert.data._checks import check_column, check_control, check_expression, check_names, expression
 from multipert.data._codec import ConditionCodec, parse_column, tokens
 from multipert.data._conditions import Condition, canonical_label, close_matches
 from multipert.data._fields import CategoryField, CellEmbeddingField, ConditionField, DoseField, ExpressionField
@@ -99,13 +99,7 @@ class Setup:
 
     def expression(self, adata: AnnData) -> Any:
         """The expression matrix, shape `(n_cells, n_vars)`, as it is held."""
-        if self.layer is None:
-            if adata.X is None:
-                raise ValueError("adata.X is empty; name the layer of log-normalised expression with `layer`.")
-            return adata.X
-        if self.layer not in adata.layers:
-            raise KeyError(f"layer={self.layer!r} is not in layers{close_matches(self.layer, adata.layers)}")
-        return adata.layers[self.layer]
+        return expression(adata, self.layer)[0]
 
     def conditions(self, adata: AnnData) -> tuple[list[Condition], np.ndarray]:
         """The distinct conditions of a data set and each cell's position among them."""

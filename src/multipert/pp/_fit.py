@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from multipert import _keys
-from multipert.data._checks import check_names
+from multipert.data._checks import check_names, expression
 from multipert.data._conditions import close_matches
 from multipert.data._rows import split_rows
 from multipert.data._splithash import split_hash
@@ -46,13 +46,7 @@ def matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     if adata.isbacked:
         raise ValueError("adata is backed by a file; pass adata.to_memory().")
     check_names(adata)
-    if layer is None:
-        if adata.X is None:
-            raise ValueError("X is empty; name the layer to read with `layer`.")
-        return adata.X, "X"
-    if layer not in adata.layers:
-        raise KeyError(f"layer={layer!r} is not in layers{close_matches(layer, adata.layers)}")
-    return adata.layers[layer], f"layers[{layer!r}]"
+    return expression(adata, layer)
 
 
 def rows_to_fit(adata: AnnData, fit_on: FitOn, split_key: str) -> np.ndarray:
