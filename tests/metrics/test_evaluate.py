@@ -10,6 +10,7 @@ import pytest
 from scipy import sparse
 
 from multipert import metrics
+from multipert.data import read_backed
 from multipert.metrics import METRICS, PRESETS, evaluate
 
 GROUP_METRICS = [
@@ -324,13 +325,13 @@ def test_storage_does_not_matter_and_input_is_left_alone(case, convert):
         pd.testing.assert_frame_equal(case[name].obs, before[name].obs)
 
 
-def test_backed_file(case, tmp_path):
+@pytest.mark.parametrize("opened", [lambda path: ad.read_h5ad(path, backed="r"), read_backed])
+def test_cells_on_disk(opened, case, tmp_path):
     expected = evaluate(**case)
     case["observed"].X = sparse.csr_matrix(case["observed"].X)
     case["observed"].write_h5ad(tmp_path / "observed.h5ad")
-    case["observed"] = ad.read_h5ad(tmp_path / "observed.h5ad", backed="r")
+    case["observed"] = opened(tmp_path / "observed.h5ad")
     np.testing.assert_allclose(evaluate(**case)["value"], expected["value"], rtol=1e-6, atol=1e-9)
-    case["observed"].file.close()
 
 
 def test_groups_use_their_own_cells(screen, case):

@@ -180,7 +180,7 @@ def schedule(monkeypatch):
 
     def fit(trainer, plan, train, validation=None):
         warmup, epochs = plan.n_warmup_steps, trainer.max_epochs
-        seen.update(lr=plan.lr, warmup=warmup, batch_size=train.batch_size, epochs=epochs)
+        seen.update(lr=plan.lr, warmup=warmup, batch_size=train.loader.batch_size, epochs=epochs)
 
     monkeypatch.setattr(Trainer, "fit", fit)
     return seen

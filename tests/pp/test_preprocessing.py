@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from multipert import datasets, pp, splits
+from multipert.data import read_backed
 from multipert.pp._moments import Moments, moments, welch_scores
 
 
@@ -110,12 +111,11 @@ def test_what_cannot_be_normalised_is_refused_before_anything_is_written(adata, 
     assert "multipert" not in adata.uns
 
 
-def test_backed_data_are_refused(adata, tmp_path):
+@pytest.mark.parametrize("opened", [lambda path: ad.read_h5ad(path, backed="r"), read_backed])
+def test_data_on_disk_are_refused(opened, adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
     with pytest.raises(ValueError, match="to_memory"):
-        pp.normalise(backed, layer="counts")
-    backed.file.close()
+        pp.normalise(opened(tmp_path / "cells.h5ad"))
 
 
 # ---------------------------------------------------------------- genes

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from scvi.module.base import LossOutput
 
 from multipert import _keys
@@ -22,6 +23,7 @@ class Toy(PerturbationModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.full((3,), 0.5))
         self.idle = torch.nn.Parameter(torch.ones(2))
+        torch.manual_seed(0)
         self.critic = torch.nn.Linear(3, 1) if adversary else None
         self.register_buffer("running", torch.zeros(3))
         self.plan = {"nan": loss_nan_at, "gradient": gradient_nan_at, "interrupt": interrupt_at}
@@ -63,10 +65,15 @@ def loader(n=32, batch_size=8):
     return CellLoader(CellStore(X, {}), np.arange(n), batch_size)
 
 
-def run(module, *, epochs=1, validation=None, **plan):
+def run(module, *, epochs=1, validation=None, callbacks=None, precision="32-true", **plan):
     plan = PerturbationTrainingPlan(module, **{"lr": 0.1, "n_warmup_steps": 0, **plan})
     module.train()
-    return plan, fit(plan, loader(), validation, **{**QUIET, "max_epochs": epochs})
+    watched = {} if callbacks is None else {"callbacks": list(callbacks)}
+    return plan, fit(plan, loader(), validation, **{**QUIET, "max_epochs": epochs}, precision=precision, **watched)
+
+
+def losses(history):
+    return sorted(key for key in history if key.endswith("_loss"))
 
 
 def weights(module):
@@ -110,7 +117,7 @@ def test_the_adversary_takes_turns_and_leaves_the_rest_alone():
     critics = [critic for _, _, critic in module.snapshots]
     assert torch.equal(critics[0], critic_before)
     assert all(not torch.equal(a, b) for a, b in zip(critics[:-1], critics[1:], strict=True))
-    assert sorted(history) == ["critic_loss", "train_loss"]
+    assert losses(history) == ["critic_loss", "train_loss"]
     # the critic's loss has a gradient with respect to the module's weight, which must not be used
     alone = Toy()
     run(alone)
@@ -131,8 +138,9 @@ def test_parameters_that_take_no_part_do_not_move(adversary):
     assert not torch.equal(module.weight.detach(), torch.full((3,), 0.5))
 
 
+@pytest.mark.parametrize("observed", [{}, {"callbacks": [Callback()]}])
 @pytest.mark.parametrize("adversary", [False, True])
-def test_a_training_step_returns_its_loss(adversary, monkeypatch):
+def test_a_training_step_returns_its_mean_loss(adversary, observed, monkeypatch):
     returned = []
     step = PerturbationTrainingPlan.training_step
 
@@ -141,10 +149,47 @@ def test_a_training_step_returns_its_loss(adversary, monkeypatch):
         return returned[-1]
 
     monkeypatch.setattr(PerturbationTrainingPlan, "training_step", spy)
-    _, history = run(Toy(adversary))
-    assert len(returned) == 4
+    _, history = run(Toy(adversary), **observed)
+    assert len(returned) == (4 if observed else 1)
     assert all(loss.ndim == 0 and not loss.requires_grad for loss in returned)
     np.testing.assert_allclose(history["train_loss"].iloc[0, 0], np.mean([loss.item() for loss in returned]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("adversary", [False, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_updates_are_the_same_one_by_one_and_in_bursts(adversary, precision):
+    """Copies of the weights in reduced precision must not outlive an update."""
+    burst, single = Toy(adversary), Toy(adversary)
+    _, history = run(burst, epochs=2, precision=precision)
+    _, expected = run(single, epochs=2, precision=precision, callbacks=[Callback()])
+    for one, other in zip(burst.parameters(), single.parameters(), strict=True):
+        np.testing.assert_array_equal(one.detach(), other.detach())
+    for name in losses(history):
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-6)
+
+
+def test_a_callback_sees_every_update():
+    class Counting(Callback):
+        seen = 0
+
+        def on_train_batch_end(self, *args):
+            self.seen += 1
+
+    counting = Counting()
+    run(Toy(), epochs=2, callbacks=[counting])
+    assert counting.seen == 8
+
+
+def test_an_epoch_is_timed_and_its_memory_measured():
+    plan, history = run(Toy(), epochs=2)
+    assert plan.n_updates == 8
+    for name in ("cells_per_second", "epoch_seconds", "loading_seconds", "peak_memory"):
+        assert len(history[name]) == 2
+        assert (history[name] > 0).all(axis=None)
+    np.testing.assert_allclose(
+        history["cells_per_second"]["cells_per_second"] * history["epoch_seconds"]["epoch_seconds"], 32
+    )
+    assert (history["loading_seconds"]["loading_seconds"] <= history["epoch_seconds"]["epoch_seconds"]).all()
 
 
 def test_validation_changes_no_weight_and_is_logged():
@@ -215,7 +260,7 @@ def test_a_pass_trains_what_it_should(trains, module_moves, critic_moves, logged
     plan, history = run(module, trains=trains, weight_decay=0.1)
     assert torch.equal(module.weight.detach(), weight) is not module_moves
     assert torch.equal(module.critic.weight.detach(), critic) is not critic_moves
-    assert sorted(history) == logged
+    assert losses(history) == logged
     assert len(module.critic_batches) == 4 * critic_moves
     # the adversary has a say in the loss only where both are trained
     assert module.adversarial is (trains == "all")

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from multipert import _keys
-from multipert.data._checks import check_column, row_blocks
+from multipert.data._checks import check_column, is_on_disk, row_blocks
 from multipert.data._conditions import close_matches
 from multipert.splits import context_transfer
 
@@ -38,7 +38,7 @@ def slim(adata: AnnData, setup: Setup) -> AnnData:
     -------
     An AnnData without what no model is told of.
     """
-    if adata.isbacked:
+    if is_on_disk(adata):
         adata = adata.to_memory()
     columns = [
         setup.perturbation_key,

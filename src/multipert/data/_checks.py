@@ -51,6 +51,24 @@ def row_blocks(
         yield at, block.tocsr() if sparse.issparse(block) else block
 
 
+def is_on_disk(adata: AnnData) -> bool:
+    """Whether the expression of an AnnData stays in files.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, of `anndata.read_h5ad(backed="r")` or :func:`multipert.data.read_backed`, or in memory.
+
+    Returns
+    -------
+    Whether `to_memory` would read it.
+    """
+    # metrics of arrays are used without AnnData, which loads slowly
+    from anndata.abc import CSRDataset
+
+    return adata.isbacked or isinstance(adata.X, CSRDataset)
+
+
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:
     """Take an obs column that must exist and be complete.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from multipert.data._checks import is_on_disk
 from multipert.data._conditions import canonical_label, parse_condition
 
 from ._cells import Cells, as_cells
@@ -37,7 +38,7 @@ class GroupedCells:
         missing = [column for column in by if column not in adata.obs]
         if missing:
             raise KeyError(f"`{name}.obs` has no column {', '.join(missing)}; it has {', '.join(adata.obs)}.")
-        if adata.isbacked:
+        if is_on_disk(adata):
             adata = adata.to_memory()
         (self.cells,) = as_cells(**{name: _expression(name, adata, layer)})
         columns = []

@@ -22,6 +22,7 @@ from multipert.data._store import CellStore
 from multipert.train._fit import check_train_kwargs
 
 from . import _persistence
+from ._estimate import estimate_training
 from ._predict import ContextMeans, Predictor
 from ._realise import Realise, check_realise
 from ._results import annotation, cells_to_anndata, join_samples, means_to_anndata, pool_samples
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from multipert.data._transport import Partner
-    from multipert.train import Stage
+    from multipert.train import Stage, TrainingEstimate
 
     from ._module import PerturbationModule
     from ._tags import ModelTags
@@ -247,6 +248,7 @@ class PerturbationModel(BaseModelClass):
         split_key: str | None = None,
         train_size: float = 0.9,
         batch_size: int | None = None,
+        block_size: int | None = None,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         precision: str = "32-true",
@@ -259,7 +261,9 @@ class PerturbationModel(BaseModelClass):
     ) -> None:
         """Fit the model on the training cells; cells marked as test are never read.
 
-        The first call draws the initial weights from `seed`; further calls continue from the weights reached.
+        The first call draws the initial weights from `seed`; further calls continue from the weights reached. `history` holds
+        per epoch the losses, `cells_per_second`, `epoch_seconds`, of these the `loading_seconds` that batches were waited
+        for, and the `peak_memory` in bytes: of the process, or of the tensors on a GPU.
 
         Parameters
         ----------
@@ -271,13 +275,16 @@ class PerturbationModel(BaseModelClass):
         train_size
             Share of training cells where there is no `split_key`.
         batch_size
-            Cells per update.
+            Cells per update, over all devices together.
+        block_size
+            Cells that follow each other in the data and that the shuffling keeps together until a buffer of 16,384 cells
+            is shuffled; None shuffles cells in memory fully, and those on disk in blocks of 64.
         accelerator
             As in Lightning: "cpu", "gpu", "auto".
         devices
-            As in Lightning.
+            How many, or which; "auto" takes one. Several are trained on in a process each, which runs the script anew.
         precision
-            As in Lightning.
+            As in Lightning: "32-true"; "bf16-mixed" is faster where the processor has bfloat16, and rounds to three digits.
         early_stopping
             Whether to stop when the loss of the validation cells no longer falls.
         lr
@@ -299,8 +306,7 @@ class PerturbationModel(BaseModelClass):
             If the loss is not finite; the last finite weights are kept.
         """
         check_train_kwargs(trainer_kwargs, plan_kwargs)
-        if max_epochs is not None and max_epochs < 0:
-            raise ValueError(f"max_epochs={max_epochs} must not be negative.")
+        _checked_epochs(max_epochs)
         if self.adata is None:
             raise ValueError("The model was loaded without data; pass `adata` to load to train it further.")
         seed = _seed(seed)
@@ -320,6 +326,7 @@ class PerturbationModel(BaseModelClass):
             seed=seed,
             max_epochs=max_epochs,
             batch_size=batch_size,
+            block_size=block_size,
             lr=lr,
             weight_decay=weight_decay,
             plan_kwargs=plan_kwargs or {},
@@ -331,6 +338,68 @@ class PerturbationModel(BaseModelClass):
         )
         self.train_indices, self.validation_indices, self.test_indices = train, val, test
         self.is_trained_ = True
+
+    def estimate(
+        self,
+        adata: AnnData | MuData | None = None,
+        max_epochs: int | None = None,
+        *,
+        split_key: str | None = None,
+        train_size: float = 0.9,
+        batch_size: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        precision: str = "32-true",
+        seed: int | None = None,
+    ) -> TrainingEstimate:
+        """Tell the time and memory of a training from a few updates of a fresh module; the model is not changed.
+
+        Parameters
+        ----------
+        adata
+            What the training would read, set up as the model's own; None takes the model's own data.
+        max_epochs
+            As in :meth:`train`.
+        split_key
+            As in :meth:`train`.
+        train_size
+            As in :meth:`train`.
+        batch_size
+            As in :meth:`train`.
+        accelerator
+            As in :meth:`train`.
+        devices
+            As in :meth:`train`; one of them is used.
+        precision
+            As in :meth:`train`.
+        seed
+            As in :meth:`train`.
+
+        Returns
+        -------
+        Updates, seconds, cells per second and bytes. Seconds are those of the updates: pairing by transport and what a
+        model fits before or after them come on top. A model fitted in closed form has no updates, and NaN cells per second.
+
+        Raises
+        ------
+        ValueError
+            As in :meth:`train`.
+        """
+        seed = _seed(seed)
+        source = self._source(adata)
+        self._setup.check(source, self.tags, type(self).__name__)
+        train, _, _ = split_rows(source.obs, split_key, train_size, seed)
+        return estimate_training(
+            self,
+            source,
+            train,
+            seed=seed,
+            max_epochs=_checked_epochs(max_epochs),
+            batch_size=batch_size,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+        )
 
     def _training_store(self, adata: AnnData, seed: int) -> CellStore:
         """The model's own cells, codes made anew from obs."""
@@ -874,6 +943,12 @@ def _row_numbers(source: AnnData, indices: Sequence[int] | np.ndarray) -> np.nda
     if index.min() < -n_obs or index.max() >= n_obs:
         raise ValueError(f"indices must lie in 0..{n_obs - 1}; found {index.min()}..{index.max()}.")
     return index % n_obs
+
+
+def _checked_epochs(max_epochs: int | None) -> int | None:
+    if max_epochs is not None and max_epochs < 0:
+        raise ValueError(f"max_epochs={max_epochs} must not be negative.")
+    return max_epochs
 
 
 def _seed(seed: int | None) -> int:

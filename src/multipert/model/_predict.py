@@ -131,14 +131,17 @@ class Predictor:
 
     def batches(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensors]]:
         """Positions within `rows` and the batch of each step."""
-        position = {} if self.means is None else {name: i for i, name in enumerate(self.means.names)}
         for start in range(0, len(rows), self.batch_size):
             at = np.arange(start, min(start + self.batch_size, len(rows)))
-            tensors = self.store.batch(rows[at])
-            if self.means is not None:
-                codes = torch.tensor([position[name] for name in self.contexts[rows[at]]])
-                tensors["context_mean"] = self.means.mean[codes]
-            yield at, {key: value.to(self.module.device) for key, value in tensors.items()}
+            yield at, self.batch(rows[at])
+
+    def batch(self, rows: np.ndarray) -> Tensors:
+        """Some cells, on the device of the module, with the mean of their context where it is needed."""
+        tensors = self.store.batch(rows)
+        if self.means is not None:
+            codes = np.searchsorted(self.means.names, self.contexts[rows].astype(str))
+            tensors["context_mean"] = self.means.mean[torch.from_numpy(codes)]
+        return {key: value.to(self.module.device) for key, value in tensors.items()}
 
     @torch.inference_mode()
     def stream(
@@ -195,8 +198,22 @@ class Predictor:
         Positions within `rows` and predicted expression.
         """
         self.module.eval()
-        for at, tensors in track(self.batches(rows), description, total=-(-len(rows) // self.batch_size)):
-            predicted, _ = self._one(rows[at], tensors, self._encode(rows[at], tensors), codes[at], doses[at])
+        # cells of one control cell side by side, so that it is read and encoded once
+        order = np.argsort(rows, kind="stable")
+        starts = range(0, len(rows), self.batch_size)
+        for start in track(starts, description, total=len(starts)):
+            at = order[start : start + self.batch_size]
+            controls, of_control = np.unique(rows[at], return_inverse=True)
+            tensors = self.batch(controls)
+            encoded = self._encode(controls, tensors)
+            if len(controls) < len(at):
+                index = torch.from_numpy(of_control).to(self.module.device)
+                tensors = {key: value[index] for key, value in tensors.items()}
+                encoded = {
+                    key: value[index] if isinstance(value, torch.Tensor) else value[of_control]
+                    for key, value in encoded.items()
+                }
+            predicted, _ = self._one(rows[at], tensors, encoded, codes[at], doses[at])
             yield at, predicted
 
     def _encode(self, rows: np.ndarray, tensors: Tensors) -> dict[str, Any]:

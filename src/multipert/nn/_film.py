@@ -87,7 +87,7 @@ class GeneMask(nn.Module):
         if not self.training or self.threshold == 0:
             return x
         draws = torch.empty(x.shape, dtype=torch.int16, device=x.device).random_()
-        return x.masked_fill(draws < self.threshold, 0).mul_(2**15 / (2**15 - self.threshold))
+        return (x * (draws >= self.threshold)).mul_(2**15 / (2**15 - self.threshold))
 
 
 class Encoder(nn.Module):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from multipert import _keys
-from multipert.data._checks import check_names, expression
+from multipert.data._checks import check_names, expression, is_on_disk
 from multipert.data._conditions import close_matches
 from multipert.data._rows import split_rows
 from multipert.data._splithash import split_hash
@@ -43,8 +43,8 @@ def matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     ValueError
         If there is no `X`, the AnnData is backed, or names are duplicated.
     """
-    if adata.isbacked:
-        raise ValueError("adata is backed by a file; pass adata.to_memory().")
+    if is_on_disk(adata):
+        raise ValueError("The expression of adata stays in a file; pass adata.to_memory().")
     check_names(adata)
     return expression(adata, layer)
 

@@ -12,24 +12,50 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from scvi.train import Trainer
+from scvi.train._callbacks import LoudEarlyStopping
 
 from multipert.data._conditions import close_matches
 
+from ._burst import Bursts
 from ._plan import PerturbationTrainingPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from multipert.data._loaders import CellLoader, GroupLoader
+    from ._burst import Loader
+
+
+_BURST = 32
+# arguments of the trainer that look at no single update, so that several may be one step of it
+_PER_EPOCH = {
+    "accelerator",
+    "check_val_every_n_epoch",
+    "default_root_dir",
+    "deterministic",
+    "devices",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "logger",
+    "max_epochs",
+    "num_nodes",
+    "num_sanity_val_steps",
+    "strategy",
+}
 
 
 def fit(
     plan: PerturbationTrainingPlan,
-    train: CellLoader | GroupLoader,
-    validation: CellLoader | GroupLoader | None,
+    train: Loader,
+    validation: Loader | None,
+    *,
+    early_stopping: bool = False,
+    precision: str = "32-true",
     **trainer_kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Train a plan and return the history of this pass.
+
+    The trainer sees bursts of batches, one by one only where an argument of it (a callback, say) could look at single
+    updates; the updates are the same.
 
     Parameters
     ----------
@@ -39,8 +65,12 @@ def fit(
         Batches to learn from.
     validation
         Batches to log the loss of; None logs none.
+    early_stopping
+        Whether to stop when the loss of the validation batches no longer falls.
+    precision
+        As in Lightning.
     trainer_kwargs
-        Arguments of scvi-tools' `Trainer`.
+        Further arguments of scvi-tools' `Trainer`.
 
     Returns
     -------
@@ -50,27 +80,58 @@ def fit(
     ------
     KeyboardInterrupt
         If the user interrupted; the weights reached so far stay.
+    RuntimeError
+        If one of several processes ended.
     """
+    stopping = {key: value for key, value in trainer_kwargs.items() if key.startswith("early_stopping_")}
+    given = {key: value for key, value in trainer_kwargs.items() if key not in stopping}
+    observed = given.keys() - _PER_EPOCH
+    # the plan keeps the history
+    given["logger"] = given.get("logger") or False
+    if early_stopping:
+        # scvi-tools' own argument does nothing with several devices
+        given["callbacks"] = [*given.get("callbacks", ()), _early_stopping(stopping)]
+        given.setdefault("check_val_every_n_epoch", 1)
     with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fused.*")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*logging interval.*")
         warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        trainer = Trainer(early_stopping_monitor="validation_loss", **trainer_kwargs)
+        warnings.filterwarnings("ignore", message=".*early_stopping was automatically disabled.*")
+        trainer = Trainer(precision=precision, **given)
+        size = 1 if observed else _BURST
+        plan.direct = not observed and trainer.world_size == 1 and not precision.startswith("16")
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(plan, train, validation)
+            trainer.fit(plan, Bursts(train, size), None if validation is None else Bursts(validation, size))
         except SystemExit as exit_:
             # Lightning turns Ctrl-C into an exit of the interpreter, which would end a notebook's kernel
             raise KeyboardInterrupt from exit_
+        except RuntimeError as error:
+            if trainer.world_size == 1 or "onnection" not in str(error):
+                raise
+            raise RuntimeError(
+                f"Training in {trainer.world_size} processes stopped at epoch {trainer.current_epoch}: process "
+                f"{trainer.global_rank} lost the connection to another, which ended. Look for its own message above; "
+                "without one it was killed, often for want of memory. Nothing was written; train again, or on one device."
+            ) from error
         finally:
             # and it leaves further Ctrl-C ignored
             if handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    history = getattr(trainer.logger, "history", None) or {}
-    return {key: frame for key, frame in history.items() if isinstance(frame, pd.DataFrame)}
+    return {key: pd.DataFrame({key: values}).rename_axis("epoch") for key, values in plan.history.items()}
+
+
+def _early_stopping(given: dict[str, Any]) -> LoudEarlyStopping:
+    """The callback, with scvi-tools' defaults for what was not given."""
+    defaults = inspect.signature(Trainer).parameters
+    names = ("min_delta", "patience", "mode", "warmup_epochs")
+    arguments = {
+        name: given.get(f"early_stopping_{name}", defaults[f"early_stopping_{name}"].default) for name in names
+    }
+    return LoudEarlyStopping(monitor=given.get("early_stopping_monitor", "validation_loss"), **arguments)
 
 
 @contextmanager

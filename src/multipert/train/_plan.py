@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 
 from multipert import _keys
+
+from ._burst import Burst
+from ._resources import peak_memory
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -17,12 +21,16 @@ if TYPE_CHECKING:
 
     from ._stage import Trains
 
+_LOSSES = ("train_loss", "critic_loss")
+
 
 class PerturbationTrainingPlan(pl.LightningModule):
     """Adam with a linear warm-up; alternates with an adversary where the module has one.
 
     The rate of update `t` (from 0) is `lr * min(1, t / n_warmup_steps)`, so the first update of a warm-up changes no
-    weight. A loss that is not finite stops the run with the batch named, and the last finite weights are kept.
+    weight. A loss that is not finite stops the run with the batch named, and the last finite weights are kept: those
+    before the batch on a CPU, those of the epoch's start where the batch broke them or the device is not asked after each
+    batch. Losses, seconds and memory are noted once per epoch in `history`.
 
     Parameters
     ----------
@@ -64,7 +72,15 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self.critic_lr = lr if critic_lr is None else critic_lr
         self.n_warmup_steps = n_warmup_steps
         self.critic_every = critic_every
-        self._n_updates = 0
+        self.history: dict[str, list[float]] = {}
+        """Per epoch: mean losses, cells per second, seconds, seconds of them that batches were waited for, and the peak
+        of memory in bytes."""
+        self.n_updates = 0
+        self.direct = False
+        self._sums: dict[str, float | torch.Tensor] = {}
+        self._n_cells: dict[str, int] = {}
+        self._unchecked: list[tuple[int, torch.Tensor]] = []
+        self._started = self._loading_seconds = 0.0
         self._finite_state: dict[str, torch.Tensor] = {}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -79,69 +95,150 @@ class PerturbationTrainingPlan(pl.LightningModule):
         ]
 
     def forward(self, batch: Tensors) -> LossOutput:
-        """Loss of a batch."""
-        return self.module(batch)[2]
+        """Loss of a batch; the batch is on the module's device already, so nothing looks through it again."""
+        module = self.module
+        inferred = module.inference(**module._get_inference_input(batch))
+        generated = module.generative(**module._get_generative_input(batch, inferred))
+        return module.loss(batch, inferred, generated)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """A burst moves its batches one by one."""
+        if not isinstance(batch, Burst):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        batch.device = device
+        return batch
+
+    def on_fit_start(self) -> None:
+        """Let several processes draw different numbers."""
+        if self.global_rank:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def on_train_epoch_start(self) -> None:
         """Keep a copy of the weights and running statistics to fall back on."""
-        if not self._broken():
-            self._finite_state = {name: value.detach().clone() for name, value in self._state().items()}
+        self._started, self._loading_seconds = time.perf_counter(), 0.0
+        for name, value in self._state().items():
+            if name in self._finite_state:
+                self._finite_state[name].copy_(value)
+            else:
+                self._finite_state[name] = value.detach().clone()
 
     def on_train_epoch_end(self) -> None:
-        """The last update of an epoch has no loss after it, so look at the weights."""
-        if self._finite_state and self._broken():
+        """Note what the epoch gave; its last update has no loss after it, so look at the weights."""
+        if self._broken():
             self._stop("The weights became infinite or NaN", f"the end of epoch {self.current_epoch}")
+        n_cells = max(self._n_cells.get(name, 0) for name in _LOSSES) * self.trainer.world_size
+        self._note_means(*_LOSSES)
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        self._note("cells_per_second", n_cells / seconds)
+        self._note("epoch_seconds", seconds)
+        self._note("loading_seconds", self._loading_seconds)
+        self._note("peak_memory", peak_memory(self.device))
 
-    def training_step(self, batch: Tensors, batch_idx: int) -> torch.Tensor:
-        """One update of the module, then one of the adversary, as far as the pass trains them."""
+    def training_step(self, burst: Burst, batch_idx: int) -> torch.Tensor:
+        """For each batch one update of the module, then one of the adversary, as far as the pass trains them."""
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        rate = min(1.0, self._n_updates / self.n_warmup_steps) if self.n_warmup_steps else 1.0
-        self._n_updates += 1
-        loss = torch.zeros((), device=self.device)
-        if self.trains != "critic":
-            loss = self._step(optimizers[0], self(batch).loss, self.lr * rate, batch_idx)
-            self._log("train_loss", loss, batch)
-        if self.trains != "module" and len(optimizers) > 1 and batch_idx % self.critic_every == 0:
-            critic_loss = self._step(optimizers[1], self.module.critic_loss(batch), self.critic_lr * rate, batch_idx)
-            self._log("critic_loss", critic_loss, batch)
-        return loss
+        parameters = list(self.module.parameters())
+        losses = []
+        for number, batch in enumerate(burst, burst.first):
+            rate = min(1.0, self.n_updates / self.n_warmup_steps) if self.n_warmup_steps else 1.0
+            self.n_updates += 1
+            loss = torch.zeros((), device=self.device)
+            if self.trains != "critic":
+                loss = self._update(optimizers[0], parameters, self(batch).loss, self.lr * rate, number)
+                self._add("train_loss", loss, batch)
+            if self.trains != "module" and len(optimizers) > 1 and number % self.critic_every == 0:
+                critic_loss = self.module.critic_loss(batch)
+                critic_loss = self._update(optimizers[1], parameters, critic_loss, self.critic_lr * rate, number)
+                self._add("critic_loss", critic_loss, batch)
+            losses.append(loss)
+        self._check_finite()
+        self._loading_seconds += burst.seconds
+        return torch.stack(losses).mean()
 
-    def _step(self, optimizer: LightningOptimizer, loss: torch.Tensor, lr: float, batch_idx: int) -> torch.Tensor:
-        self._check_finite(loss, batch_idx)
-        self._update(optimizer, loss, lr)
-        return loss.detach()
-
-    def _update(self, optimizer: LightningOptimizer, loss: torch.Tensor, lr: float) -> None:
+    def _update(
+        self,
+        optimizer: LightningOptimizer,
+        parameters: list[torch.nn.Parameter],
+        loss: torch.Tensor,
+        lr: float,
+        number: int,
+    ) -> torch.Tensor:
+        self._unchecked.append((number, loss.detach()))
+        # asking another device would make it wait
+        if loss.device.type == "cpu":
+            self._check_finite()
         for group in optimizer.param_groups:
             group["lr"] = lr
         # None, not zero: parameters that took no part must not move
-        for parameter in self.module.parameters():
+        for parameter in parameters:
             parameter.grad = None
-        self.manual_backward(loss)
-        optimizer.step()
+        if self.direct:
+            loss.backward()
+            optimizer.optimizer.step()
+        else:
+            self.manual_backward(loss)
+            optimizer.step()
+        return loss.detach()
 
-    def validation_step(self, batch: Tensors, batch_idx: int) -> None:
-        """Log the loss of held-out cells."""
-        self._log("validation_loss", self(batch).loss, batch)
+    def on_validation_start(self) -> None:
+        """The seconds of an epoch are those of its training."""
+        self._started -= time.perf_counter()
 
-    def _log(self, name: str, value: torch.Tensor, batch: Tensors) -> None:
-        """Mean over the epoch, cells weighted equally."""
-        self.log(name, value, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[_keys.X]))
+    def on_validation_end(self) -> None:
+        """Go on counting."""
+        self._started += time.perf_counter()
 
-    def _check_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
-        if not torch.isfinite(loss):
-            self._stop(f"The loss became {loss.item()}", f"epoch {self.current_epoch}, batch {batch_idx}")
+    def validation_step(self, burst: Burst, batch_idx: int) -> None:
+        """Loss of held-out cells."""
+        for batch in burst:
+            self._add("validation_loss", self(batch).loss.detach(), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Note the mean, so that early stopping sees it."""
+        self._note_means("validation_loss")
+
+    def _add(self, name: str, value: torch.Tensor, batch: Tensors) -> None:
+        """Add the loss of a batch to the sums of the epoch, cells weighted equally."""
+        n = len(batch[_keys.X])
+        # on another device the sum stays there, so that nothing waits
+        self._sums[name] = self._sums.get(name, 0.0) + n * (value.item() if value.device.type == "cpu" else value)
+        self._n_cells[name] = self._n_cells.get(name, 0) + n
+
+    def _note_means(self, *names: str) -> None:
+        """Note the mean losses of the epoch, over all processes, and start anew."""
+        for name in names:
+            if name not in self._sums:
+                continue
+            total, n = float(self._sums.pop(name)), float(self._n_cells.pop(name))
+            if self.trainer.world_size > 1:
+                both = torch.tensor([total, n], dtype=torch.float32, device=self.device)
+                total, n = self.trainer.strategy.reduce(both, reduce_op="sum").tolist()
+            self._note(name, total / n, shown=True)
+
+    def _note(self, name: str, value: float, *, shown: bool = False) -> None:
+        self.history.setdefault(name, []).append(value)
+        self.log(name, value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1)
+
+    def _check_finite(self) -> None:
+        """Stop at the first loss since the last look that is not finite."""
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked or torch.isfinite(torch.stack([loss for _, loss in unchecked])).all():
+            return
+        for number, loss in unchecked:
+            if not torch.isfinite(loss):
+                self._stop(f"The loss became {loss.item()}", f"epoch {self.current_epoch}, batch {number}")
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics; not what `conclude` fits."""
         return {name: value for name, value in self.module.state_dict().items() if name not in self.module.fitted}
 
     def _broken(self) -> list[str]:
+        # one pass without a mask: the smallest or the largest value of a tensor tells
         return [
             name
             for name, value in self._state().items()
-            if value.is_floating_point() and not torch.isfinite(value).all()
+            if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax()))
         ]
 
     def _stop(self, what: str, when: str) -> None:
