@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from scvi.module.base import LossOutput
 
@@ -10,7 +11,7 @@ from multipert.data._loaders import CellLoader
 from multipert.data._store import CellStore
 from multipert.model import PerturbationModule
 from multipert.train import PerturbationTrainingPlan, Stage
-from multipert.train._fit import append_history, check_train_kwargs, fit
+from multipert.train._fit import append_history, check_train_kwargs, checked_precision, fit
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "max_epochs": 1}
 X = np.random.default_rng(0).random((32, 3)).astype(np.float32)
@@ -68,7 +69,7 @@ def loader(n=32, batch_size=8):
 def run(module, *, epochs=1, validation=None, callbacks=None, precision="32-true", **plan):
     plan = PerturbationTrainingPlan(module, **{"lr": 0.1, "n_warmup_steps": 0, **plan})
     module.train()
-    watched = {} if callbacks is None else {"callbacks": list(callbacks)}
+    watched = {} if callbacks is None else {"callbacks": callbacks}
     return plan, fit(plan, loader(), validation, **{**QUIET, "max_epochs": epochs}, precision=precision, **watched)
 
 
@@ -178,6 +179,98 @@ def test_a_callback_sees_every_update():
     counting = Counting()
     run(Toy(), epochs=2, callbacks=[counting])
     assert counting.seen == 8
+
+
+def test_a_callback_is_given_the_batches():
+    class Reading(Callback):
+        sizes = []
+
+        def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+            self.sizes.append(batch[_keys.X].shape)
+
+    run(Toy(), callbacks=Reading())
+    assert Reading.sizes == [(8, 3)] * 4
+
+
+def test_the_plan_runs_under_a_plain_trainer():
+    module, expected = Toy(), Toy()
+    plan = PerturbationTrainingPlan(module, lr=0.1, n_warmup_steps=0)
+    Trainer(logger=False, enable_checkpointing=False, enable_model_summary=False, **QUIET).fit(plan, loader())
+    run(expected)
+    np.testing.assert_array_equal(module.weight.detach(), expected.weight.detach())
+
+
+@pytest.mark.parametrize(
+    ("given", "name"), [(None, "32-true"), (32, "32-true"), ("bf16", "bf16-mixed"), ("16-mixed", "16-mixed")]
+)
+def test_precisions_have_one_name(given, name):
+    assert checked_precision(given) == name
+
+
+@pytest.mark.parametrize("given", ["64-true", "bf16-true", "half", 64])
+def test_precisions_that_change_the_weights_are_refused(given):
+    with pytest.raises(ValueError, match=f"precision={given!r} is not offered; known: '32-true', 'bf16-mixed'"):
+        checked_precision(given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epochs"),
+    [
+        ({"check_val_every_n_epoch": 2}, [1, 3]),
+        ({"check_val_every_n_epoch": 1, "num_sanity_val_steps": 2}, [0, 1, 2, 3]),
+        ({"check_val_every_n_epoch": 1, "val_check_interval": 0.5}, [0, 1, 2, 3]),
+        ({"check_val_every_n_epoch": None, "early_stopping": True}, [0, 1, 2, 3]),
+    ],
+)
+def test_losses_of_validation_stand_at_their_epochs(arguments, epochs):
+    plan = PerturbationTrainingPlan(Toy(), lr=0.1)
+    history = fit(plan, loader(), loader(8), **{**QUIET, "max_epochs": 4}, **arguments)
+    assert history["validation_loss"].index.tolist() == epochs
+    assert history["train_loss"].index.tolist() == [0, 1, 2, 3]
+    assert append_history(history, history)["validation_loss"].index.tolist() == [*epochs, *(4 + e for e in epochs)]
+
+
+@pytest.mark.parametrize("callbacks", [None, Callback(), [Callback()]])
+def test_early_stopping_stands_beside_callbacks(callbacks):
+    plan = PerturbationTrainingPlan(Toy(), lr=0.0)
+    more = {"early_stopping": True, "early_stopping_patience": 2, "callbacks": callbacks}
+    history = fit(plan, loader(), loader(8), **{**QUIET, "max_epochs": 50}, **more)
+    assert len(history["validation_loss"]) == 3
+
+
+def test_a_folder_for_logs_is_written(tmp_path):
+    plan = PerturbationTrainingPlan(Toy(), lr=0.1)
+    fit(plan, loader(), None, **QUIET, log_save_dir=str(tmp_path))
+    assert list(tmp_path.rglob("*"))
+
+
+def test_a_thread_that_reads_ahead_has_ended_after_the_last_batch():
+    """With updates one by one, and in bursts that divide the number of batches."""
+    ended = []
+
+    class Ending(CellLoader):
+        def __iter__(self):
+            try:
+                yield from super().__iter__()
+            finally:
+                ended.append(True)
+
+    class Looking(Callback):
+        def on_train_epoch_end(self, *args):
+            assert ended == [True]
+
+    cells = Ending(CellStore(X, {}), np.arange(32), 8)
+    plan = PerturbationTrainingPlan(Toy(), lr=0.1)
+    fit(plan, cells, None, **QUIET, callbacks=[Looking()])
+    ended.clear()
+    fit(PerturbationTrainingPlan(Toy(), lr=0.1), Ending(CellStore(X, {}), np.arange(32), 1), None, **QUIET)
+    assert ended == [True]
+
+
+def test_gradients_are_freed():
+    module = Toy(adversary=True)
+    run(module)
+    assert all(parameter.grad is None for parameter in module.parameters())
 
 
 def test_an_epoch_is_timed_and_its_memory_measured():

@@ -52,7 +52,7 @@ def row_blocks(
 
 
 def is_on_disk(adata: AnnData) -> bool:
-    """Whether the expression of an AnnData stays in files.
+    """Whether expression of an AnnData, `X` or a layer, stays in files.
 
     Parameters
     ----------
@@ -66,7 +66,10 @@ def is_on_disk(adata: AnnData) -> bool:
     # metrics of arrays are used without AnnData, which loads slowly
     from anndata.abc import CSRDataset
 
-    return adata.isbacked or isinstance(adata.X, CSRDataset)
+    if adata.isbacked or adata.is_view:
+        # a view reads what it gives
+        return adata.isbacked
+    return any(isinstance(matrix, CSRDataset) for matrix in (adata.X, *adata.layers.values()))
 
 
 def check_column(obs: pd.DataFrame, key: str, argument: str) -> pd.Series:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,9 +89,10 @@ class CellLoader:
     ) -> None:
         if len(rows) == 0:
             raise ValueError("A loader needs at least one cell; the selection of cells is empty.")
-        for name, value in (("batch_size", batch_size), ("block_size", block_size), ("buffer_size", buffer_size)):
-            if value is not None and value < 1:
+        for name, value in (("batch_size", batch_size), ("buffer_size", buffer_size)):
+            if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        check_block_size(block_size)
         self.store = store
         self.rows = np.asarray(rows)
         self.batch_size = batch_size
@@ -223,6 +225,23 @@ class GroupLoader:
     def _draw(self, rng: np.random.Generator, rows: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         n = min(self.n_cells, len(rows))
         return rng.choice(rows, n, replace=False), rng.choice(controls, n, replace=len(controls) < n)
+
+
+def check_block_size(block_size: int | None) -> None:
+    """Refuse a size of blocks that is none.
+
+    Parameters
+    ----------
+    block_size
+        What was given; None chooses.
+
+    Raises
+    ------
+    ValueError
+        If it is no whole number of at least 1.
+    """
+    if block_size is not None and (not isinstance(block_size, Integral) or block_size < 1):
+        raise ValueError(f"block_size={block_size} must be a whole number of at least 1, or None.")
 
 
 def block_order(n: int, block_size: int, buffer_size: int, rng: np.random.Generator) -> np.ndarray:

@@ -45,6 +45,7 @@ class CellStore:
         self.n_cells, self.n_vars = x.shape
         self._columns = {key: torch.as_tensor(np.ascontiguousarray(value)) for key, value in columns.items()}
         self._cells = _held(x)
+        self._shares = _shares(x, self._cells)
         # also once the cells are on a device: the order must not depend on how much memory that has
         self.by_blocks = self.on_disk
         """Whether a shuffle keeps neighbouring cells together unless it is told otherwise."""
@@ -60,6 +61,26 @@ class CellStore:
     def nbytes(self) -> int:
         """Bytes held for the cells, shared ones included: expression (of files: where each row begins) and columns."""
         return self._cells.nbytes + sum(value.nbytes for value in self._columns.values())
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes held that are not shared with the matrix given."""
+        columns = sum(value.nbytes for value in self._columns.values())
+        return columns + (0 if self._shares else self._cells.nbytes)
+
+    def reading_bytes(self, n_cells: int) -> int:
+        """Bytes of some cells when they are read from disk; 0 for cells that are in memory.
+
+        Parameters
+        ----------
+        n_cells
+            How many cells.
+
+        Returns
+        -------
+        About as many bytes.
+        """
+        return int(self._cells.resident_bytes() * n_cells / self.n_cells) if self.on_disk else 0
 
     def with_columns(self, columns: dict[str, np.ndarray]) -> CellStore:
         """The same cells with further columns; the expression is shared.
@@ -234,6 +255,9 @@ class _TensorRows:
         self._x = x
         self.nbytes = x.nbytes
 
+    def values(self) -> np.ndarray:
+        return self._x.numpy()
+
     def resident_bytes(self) -> int:
         return self.nbytes
 
@@ -365,6 +389,13 @@ def _held(x: Any) -> _Cells:
     if x.dtype == np.float32 and x.flags.c_contiguous and x.flags.writeable:
         return _TensorRows(torch.from_numpy(x))
     return _ArrayRows(x)
+
+
+def _shares(x: Any, cells: _Cells) -> bool:
+    """Whether expression in memory is the matrix given, not a copy."""
+    if isinstance(cells, _TensorRows):
+        return isinstance(x, np.ndarray) and np.may_share_memory(x, cells.values())
+    return isinstance(cells, _ArrayRows) or (isinstance(cells, _CsrRows) and sparse.issparse(x) and x.format == "csr")
 
 
 def _dense_on(device: torch.device, shape: tuple[int, int], read: Any) -> _TensorRows:

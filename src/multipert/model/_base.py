@@ -15,11 +15,12 @@ from multipert import _keys
 from multipert.data._checks import check_column, check_expression, check_genes, check_names
 from multipert.data._codec import ConditionCodec
 from multipert.data._conditions import Condition, close_matches
+from multipert.data._loaders import check_block_size
 from multipert.data._noise import cell_keys
 from multipert.data._pairing import Pairing, paired_controls
 from multipert.data._rows import split_rows
 from multipert.data._store import CellStore
-from multipert.train._fit import check_train_kwargs
+from multipert.train._fit import check_train_kwargs, checked_precision
 
 from . import _persistence
 from ._estimate import estimate_training
@@ -278,13 +279,15 @@ class PerturbationModel(BaseModelClass):
             Cells per update, over all devices together.
         block_size
             Cells that follow each other in the data and that the shuffling keeps together until a buffer of 16,384 cells
-            is shuffled; None shuffles cells in memory fully, and those on disk in blocks of 64.
+            is shuffled; None shuffles cells in memory fully, and those on disk in blocks of 64. Of no use to models in
+            closed form and to those that draw cells of each condition.
         accelerator
             As in Lightning: "cpu", "gpu", "auto".
         devices
             How many, or which; "auto" takes one. Several are trained on in a process each, which runs the script anew.
         precision
-            As in Lightning: "32-true"; "bf16-mixed" is faster where the processor has bfloat16, and rounds to three digits.
+            "32-true"; "bf16-mixed", which is faster where the processor has bfloat16 and rounds to about three digits; or
+            "16-mixed" on a GPU. Weights stay in float32.
         early_stopping
             Whether to stop when the loss of the validation cells no longer falls.
         lr
@@ -307,6 +310,8 @@ class PerturbationModel(BaseModelClass):
         """
         check_train_kwargs(trainer_kwargs, plan_kwargs)
         _checked_epochs(max_epochs)
+        precision = checked_precision(precision)
+        check_block_size(block_size)
         if self.adata is None:
             raise ValueError("The model was loaded without data; pass `adata` to load to train it further.")
         seed = _seed(seed)
@@ -398,7 +403,7 @@ class PerturbationModel(BaseModelClass):
             batch_size=batch_size,
             accelerator=accelerator,
             devices=devices,
-            precision=precision,
+            precision=checked_precision(precision),
         )
 
     def _training_store(self, adata: AnnData, seed: int) -> CellStore:

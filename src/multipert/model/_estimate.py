@@ -69,7 +69,7 @@ def estimate_training(
     store = model._training_store(adata, seed)
     conditions, _ = training_conditions(model, adata, train)
     accelerator, _, device = parse_device_args(accelerator, devices, return_device="torch")
-    n_updates, seconds, cells, batch_bytes = 0, 0.0, 0.0, 0
+    n_updates, seconds, cells, batch_bytes, buffers = 0, 0.0, 0.0, 0, 0
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = model._new_module()
@@ -83,6 +83,11 @@ def estimate_training(
             module.n_rows = len(loader.rows)
             module.to(device).train()
             plan = PerturbationTrainingPlan(module, trains=stage.trains)
+            if store.on_disk:
+                # a whole buffer would be read for the few batches of the probe
+                buffered = store.reading_bytes(loader.batches_per_buffer * batch_size)
+                loader.batches_per_buffer = _PROBE_BATCHES // 2
+                buffers = max(buffers, 2 * buffered * (1 if stage.pairing == "self" else 2))
             one = device.index if device.index is not None else 0
             each, n_cells, kept = probe(
                 plan,
@@ -102,5 +107,5 @@ def estimate_training(
         n_updates=n_updates,
         seconds=seconds,
         cells_per_second=cells / seconds if seconds else float("nan"),
-        memory=int(store.nbytes + _COPIES * n_bytes + batch_bytes),
+        memory=int(store.own_bytes + buffers + _COPIES * n_bytes + batch_bytes),
     )

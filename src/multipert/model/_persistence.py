@@ -11,7 +11,7 @@ import torch
 from anndata import AnnData
 from scvi.model._utils import parse_device_args
 
-from multipert.data._checks import check_genes
+from multipert.data._checks import check_genes, is_on_disk
 
 from ._files import MALFORMED, ModelFileError, read_header, read_tensors, write_model
 
@@ -43,7 +43,20 @@ def save(
         Whether files of that name may be replaced.
     save_anndata
         Whether to write its data beside them.
+
+    Raises
+    ------
+    ValueError
+        If files exist that may not be replaced, or the data cannot be written; nothing is written then.
     """
+    if save_anndata:
+        if model.adata is None:
+            raise ValueError("save_anndata=True, but the model was loaded without data.")
+        if isinstance(model.adata, AnnData) and is_on_disk(model.adata):
+            raise ValueError(
+                "save_anndata=True, but the expression of the model's data stays in files, which would be written anew; save "
+                "without it, and pass `adata` to load (multipert.data.read_backed)."
+            )
     attributes = {key: value for key, value in vars(model).items() if key.endswith("_") and not key.startswith("_")}
     write_model(
         dir_path,
@@ -55,8 +68,6 @@ def save(
         overwrite=overwrite,
     )
     if save_anndata:
-        if model.adata is None:
-            raise ValueError("save_anndata=True, but the model was loaded without data.")
         model.adata.write(Path(dir_path) / _data_name(model.registry_, prefix))
 
 

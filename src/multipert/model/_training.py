@@ -89,14 +89,14 @@ def fit_model(
     defaults = {**_DEFAULTS, **model._preset}
     store = model._training_store(adata, seed)
     conditions, codes = training_conditions(model, adata, train)
-    batch_size = training_batch_size(model, batch_size)
+    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
+    processes = n_processes(devices, trainer_kwargs.get("num_nodes", 1))
+    batch_size = training_batch_size(model, batch_size, processes)
     in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
     pool = np.union1d(train, val)
     conditions_before, contexts_before = model.trained_conditions_, model.trained_contexts_
     fitted_before = {name: getattr(model.module, name) for name in model.module.fitted}
-    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
-    several = n_processes(accelerator, devices, trainer_kwargs.get("num_nodes", 1)) > 1
-    if several:
+    if processes > 1:
         # the loss of a module says nothing of its adversary's parameters, and the other way round
         adversarial = bool(list(model.module.critic_parameters()))
         trainer_kwargs.setdefault("strategy", "ddp_find_unused_parameters_true" if adversarial else "ddp")
@@ -106,7 +106,7 @@ def fit_model(
             make_ready(model, model.module, conditions, in_order)
             # all batches first: cells that cannot be paired are found before any pass has run
             stages = []
-            near = store if several else store.to(device)
+            near = store if processes > 1 else store.to(device)
             for number, stage in enumerate(map(Stage.of, model.stages)):
                 passes = Pass(model, adata, near, stage.pairing, batch_size, seed, block_size)
                 loaders = passes.training(train, seed + number), passes.validation(val, pool)
@@ -157,15 +157,13 @@ def fit_model(
         model.module.eval()
 
 
-def n_processes(accelerator: str, devices: int | list[int] | str, num_nodes: int) -> int:
+def n_processes(devices: Any, num_nodes: int) -> int:
     """In how many processes Lightning trains.
 
     Parameters
     ----------
-    accelerator
-        As in Lightning, "auto" resolved.
     devices
-        As in Lightning, "auto" resolved: a number, -1 for all, or the numbers of some.
+        A number, or a list of which, as scvi-tools resolved them.
     num_nodes
         Machines.
 
@@ -173,10 +171,6 @@ def n_processes(accelerator: str, devices: int | list[int] | str, num_nodes: int
     -------
     The number.
     """
-    if isinstance(devices, str):
-        devices = [int(one) for one in devices.split(",")] if "," in devices else int(devices)
-    if devices == -1:
-        devices = torch.cuda.device_count() if accelerator == "cuda" else 1
     return num_nodes * (len(devices) if isinstance(devices, list) else devices)
 
 
@@ -237,7 +231,7 @@ def training_conditions(
     return [conditions[i] for i in present], np.searchsorted(present, inverse[train])
 
 
-def training_batch_size(model: PerturbationModel, given: int | None) -> int:
+def training_batch_size(model: PerturbationModel, given: int | None, processes: int = 1) -> int:
     """Cells per update: what was given, or the preset's.
 
     Parameters
@@ -246,6 +240,8 @@ def training_batch_size(model: PerturbationModel, given: int | None) -> int:
         The model.
     given
         What the user gave.
+    processes
+        Processes that share each batch.
 
     Returns
     -------
@@ -254,12 +250,15 @@ def training_batch_size(model: PerturbationModel, given: int | None) -> int:
     Raises
     ------
     ValueError
-        If it is below 1, or 1 where the module normalises over the batch.
+        If it is below 1, or leaves a process one cell where the module normalises over the batch.
     """
     batch_size = checked_batch_size(given, {**_DEFAULTS, **model._preset}["batch_size"])
-    if batch_size == 1 and any(isinstance(part, torch.nn.BatchNorm1d) for part in model.module.modules()):
+    normalises = any(isinstance(part, torch.nn.BatchNorm1d) for part in model.module.modules())
+    if normalises and batch_size < 2 * processes:
+        among = f" in {processes} processes" if processes > 1 else ""
         raise ValueError(
-            f"batch_size=1, but {type(model).__name__} normalises over the cells of a batch; take 2 or more."
+            f"batch_size={batch_size}{among}, but {type(model).__name__} normalises over the cells of a batch; take "
+            f"{2 * processes} or more."
         )
     return batch_size
 
@@ -291,12 +290,12 @@ def n_epochs(model: PerturbationModel, max_epochs: int | None, n_batches: int, s
 
 def _summary(plan: PerturbationTrainingPlan) -> str:
     """What a pass has cost."""
-    seconds, rates = plan.history.get("epoch_seconds", []), plan.history.get("cells_per_second", [])
-    n_cells = sum(rate * each for rate, each in zip(rates, seconds, strict=True))
-    peak = max(plan.history.get("peak_memory", [math.nan]))
+    seconds, rates = plan.history.get("epoch_seconds", {}), plan.history.get("cells_per_second", {})
+    total, n_cells = sum(seconds.values()), sum(rates[epoch] * seconds[epoch] for epoch in seconds)
+    peak = max(plan.history.get("peak_memory", {0: math.nan}).values())
     return (
-        f"{len(seconds)} epoch(s), {plan.n_updates:,} updates in {sum(seconds):.1f} s, "
-        f"{n_cells / max(sum(seconds), 1e-9):,.0f} cells/s, peak memory {peak / 1e9:.2f} GB"
+        f"{len(seconds)} epoch(s), {plan.n_updates:,} updates in {total:.1f} s, {n_cells / max(total, 1e-9):,.0f} cells/s, "
+        f"peak memory {peak / 1e9:.2f} GB"
     )
 
 

@@ -41,7 +41,7 @@ def matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:
     KeyError
         If there is no such layer.
     ValueError
-        If there is no `X`, the AnnData is backed, or names are duplicated.
+        If there is no `X`, expression stays in files, or names are duplicated.
     """
     if is_on_disk(adata):
         raise ValueError("The expression of adata stays in a file; pass adata.to_memory().")

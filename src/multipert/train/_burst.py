@@ -6,10 +6,11 @@ import time
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
+    from lightning.pytorch import Trainer
 
     from multipert.model._module import Tensors
 
@@ -34,11 +35,12 @@ class Burst:
         The batches, to be iterated over once.
     first
         Number of the first of them within the epoch.
+    device
+        Where to move them.
     """
 
-    def __init__(self, batches: Iterator[Tensors], first: int) -> None:
-        self._batches, self.first = batches, first
-        self.device = torch.device("cpu")
+    def __init__(self, batches: Iterator[Tensors], first: int, device: torch.device | str = "cpu") -> None:
+        self._batches, self.first, self.device = batches, first, device
         self.seconds = 0.0
         """Seconds that the batches were waited for."""
 
@@ -54,7 +56,7 @@ class Burst:
 
 
 class Bursts:
-    """A loader whose items are bursts of batches.
+    """A loader whose items are bursts of batches, or the batches themselves.
 
     Where training runs in several processes, each takes its share of every batch.
 
@@ -63,21 +65,32 @@ class Bursts:
     loader
         The batches.
     size
-        Batches in a burst.
+        Batches in a burst; 1 gives the batches themselves.
+    trainer
+        Knows the number of this process and of all.
     """
 
-    def __init__(self, loader: Loader, size: int) -> None:
-        self.loader, self.size = loader, size
+    def __init__(self, loader: Loader, size: int, trainer: Trainer) -> None:
+        self.loader, self.size, self.trainer = loader, size, trainer
 
     def __len__(self) -> int:
         return -(-len(self.loader) // self.size)
 
-    def __iter__(self) -> Iterator[Burst]:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.loader.rank = torch.distributed.get_rank()
-            self.loader.n_ranks = torch.distributed.get_world_size()
-        batches = iter(self.loader)
-        for first in range(0, len(self.loader), self.size):
-            yield Burst(islice(batches, self.size), first)
-        # to its end, so that a thread that reads ahead ends now
-        next(batches, None)
+    def __iter__(self) -> Iterator[Burst | Tensors]:
+        self.loader.rank, self.loader.n_ranks = self.trainer.global_rank, self.trainer.world_size
+        batches, n = iter(self.loader), len(self)
+        if self.size == 1:
+            yield from _one_ahead(batches)
+            return
+        for i in range(n):
+            # the last one asks until there is no more, which ends the thread of a loader that reads ahead
+            yield Burst(islice(batches, self.size) if i + 1 < n else batches, i * self.size)
+
+
+def _one_ahead(batches: Iterator[Tensors]) -> Iterator[Tensors]:
+    """The same batches; the iterator has come to its end when the last is given."""
+    batch = next(batches, None)
+    while batch is not None:
+        following = next(batches, None)
+        yield batch
+        batch = following

@@ -8,9 +8,10 @@ import signal
 import threading
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+from lightning.pytorch.callbacks import Callback
 from scvi.train import Trainer
 from scvi.train._callbacks import LoudEarlyStopping
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from ._burst import Loader
 
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+_PRECISIONS: dict[Precision, tuple] = {
+    "32-true": (None, 32, "32"),
+    "bf16-mixed": ("bf16",),
+    "16-mixed": (16, "16"),
+}
 _BURST = 32
 # arguments of the trainer that look at no single update, so that several may be one step of it
 _PER_EPOCH = {
@@ -49,7 +56,7 @@ def fit(
     validation: Loader | None,
     *,
     early_stopping: bool = False,
-    precision: str = "32-true",
+    precision: Precision = "32-true",
     **trainer_kwargs: Any,
 ) -> dict[str, pd.DataFrame]:
     """Train a plan and return the history of this pass.
@@ -86,24 +93,29 @@ def fit(
     stopping = {key: value for key, value in trainer_kwargs.items() if key.startswith("early_stopping_")}
     given = {key: value for key, value in trainer_kwargs.items() if key not in stopping}
     observed = given.keys() - _PER_EPOCH
-    # the plan keeps the history
-    given["logger"] = given.get("logger") or False
+    if given.get("logger") is None and not given.keys() & {"log_save_dir", "learning_rate_monitor"}:
+        # the plan keeps the history
+        given["logger"] = False
+    callbacks = given.pop("callbacks", None) or []
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     if early_stopping:
         # scvi-tools' own argument does nothing with several devices
-        given["callbacks"] = [*given.get("callbacks", ()), _early_stopping(stopping)]
-        given.setdefault("check_val_every_n_epoch", 1)
+        callbacks.append(_early_stopping(stopping))
+        given["check_val_every_n_epoch"] = given.get("check_val_every_n_epoch") or 1
     with _quiet(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fused.*")
         warnings.filterwarnings("ignore", message=".*log_every_n_steps.*|.*logging interval.*")
         warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
         warnings.filterwarnings("ignore", message=".*early_stopping was automatically disabled.*")
-        trainer = Trainer(precision=precision, **given)
+        trainer = Trainer(precision=precision, callbacks=callbacks, **given)
         size = 1 if observed else _BURST
         plan.direct = not observed and trainer.world_size == 1 and not precision.startswith("16")
         handler = signal.getsignal(signal.SIGINT)
         try:
-            trainer.fit(plan, Bursts(train, size), None if validation is None else Bursts(validation, size))
+            trainer.fit(
+                plan, Bursts(train, size, trainer), None if validation is None else Bursts(validation, size, trainer)
+            )
         except SystemExit as exit_:
             # Lightning turns Ctrl-C into an exit of the interpreter, which would end a notebook's kernel
             raise KeyboardInterrupt from exit_
@@ -121,7 +133,7 @@ def fit(
                 signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return {key: pd.DataFrame({key: values}).rename_axis("epoch") for key, values in plan.history.items()}
+    return {key: pd.Series(values, name=key).rename_axis("epoch").to_frame() for key, values in plan.history.items()}
 
 
 def _early_stopping(given: dict[str, Any]) -> LoudEarlyStopping:
@@ -137,6 +149,8 @@ def _early_stopping(given: dict[str, Any]) -> LoudEarlyStopping:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's notes about devices and loggers out of notebooks; its warnings stay."""
+    # that a process was killed is said by this one, at the level of a note, before it ends all others
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -165,10 +179,35 @@ def append_history(old: dict[str, pd.DataFrame], new: dict[str, pd.DataFrame]) -
     offset = max((int(frame.index.max()) + 1 for frame in old.values() if len(frame)), default=0)
     merged = dict(old)
     for key, frame in new.items():
-        frame = frame.astype(float)
-        frame.index = pd.RangeIndex(offset, offset + len(frame), name="epoch")
+        frame = frame.astype(float).set_axis((frame.index.astype(int) + offset).rename("epoch"))
         merged[key] = pd.concat([old[key], frame]) if key in old else frame
     return merged
+
+
+def checked_precision(precision: Any) -> Precision:
+    """One of the precisions that keep the weights in float32.
+
+    Parameters
+    ----------
+    precision
+        What the user gave, as in Lightning.
+
+    Returns
+    -------
+    Its full name.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+    """
+    for name, short in _PRECISIONS.items():
+        if precision in (name, *short):
+            return name
+    raise ValueError(
+        f"precision={precision!r} is not offered; known: {', '.join(map(repr, _PRECISIONS))}, which keep the weights in "
+        "float32."
+    )
 
 
 def check_train_kwargs(trainer_kwargs: dict[str, Any], plan_kwargs: dict[str, Any] | None) -> None:

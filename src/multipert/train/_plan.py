@@ -72,8 +72,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self.critic_lr = lr if critic_lr is None else critic_lr
         self.n_warmup_steps = n_warmup_steps
         self.critic_every = critic_every
-        self.history: dict[str, list[float]] = {}
-        """Per epoch: mean losses, cells per second, seconds, seconds of them that batches were waited for, and the peak
+        self.history: dict[str, dict[int, float]] = {}
+        """By epoch: mean losses, cells per second, seconds, seconds of them that batches were waited for, and the peak
         of memory in bytes."""
         self.n_updates = 0
         self.direct = False
@@ -134,8 +134,19 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self._note("loading_seconds", self._loading_seconds)
         self._note("peak_memory", peak_memory(self.device))
 
-    def training_step(self, burst: Burst, batch_idx: int) -> torch.Tensor:
+    def on_train_end(self) -> None:
+        """Let all processes end alike, and free what only updates need."""
+        for parameter in self.module.parameters():
+            parameter.grad = None
+        if self.trainer.world_size > 1:
+            # running statistics are those of each process's cells
+            for buffer in self.module.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
+    def training_step(self, batch: Burst | Tensors, batch_idx: int) -> torch.Tensor:
         """For each batch one update of the module, then one of the adversary, as far as the pass trains them."""
+        burst = self._burst(batch, batch_idx)
         optimizers = self.optimizers()
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         parameters = list(self.module.parameters())
@@ -189,14 +200,17 @@ class PerturbationTrainingPlan(pl.LightningModule):
         """Go on counting."""
         self._started += time.perf_counter()
 
-    def validation_step(self, burst: Burst, batch_idx: int) -> None:
+    def validation_step(self, batch: Burst | Tensors, batch_idx: int) -> None:
         """Loss of held-out cells."""
-        for batch in burst:
-            self._add("validation_loss", self(batch).loss.detach(), batch)
+        for one in self._burst(batch, batch_idx):
+            self._add("validation_loss", self(one).loss.detach(), one)
 
     def on_validation_epoch_end(self) -> None:
         """Note the mean, so that early stopping sees it."""
         self._note_means("validation_loss")
+
+    def _burst(self, batch: Burst | Tensors, batch_idx: int) -> Burst:
+        return batch if isinstance(batch, Burst) else Burst(iter([batch]), batch_idx, self.device)
 
     def _add(self, name: str, value: torch.Tensor, batch: Tensors) -> None:
         """Add the loss of a batch to the sums of the epoch, cells weighted equally."""
@@ -217,7 +231,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
             self._note(name, total / n, shown=True)
 
     def _note(self, name: str, value: float, *, shown: bool = False) -> None:
-        self.history.setdefault(name, []).append(value)
+        if not self.trainer.sanity_checking:
+            self.history.setdefault(name, {})[self.current_epoch] = value
         self.log(name, value, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1)
 
     def _check_finite(self) -> None:

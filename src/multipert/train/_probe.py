@@ -32,7 +32,8 @@ class TrainingEstimate:
     cells_per_second
         Cells that the updates see in a second.
     memory
-        Bytes taken beside the AnnData: cells, weights with gradients and moments, and one batch with what its gradient needs.
+        Bytes taken beside the AnnData: weights with gradients, moments and a copy to fall back on, one batch with what its
+        gradient needs, codes, and the cells as far as they are copied or read ahead from disk.
     """
 
     n_updates: int
@@ -45,7 +46,7 @@ class TrainingEstimate:
         length = f"{minutes} min {seconds} s" if minutes else f"{self.seconds:.1f} s"
         return (
             f"{self.n_updates:,} updates in about {length} ({self.cells_per_second:,.0f} cells/s), "
-            f"{self.memory / 1e9:.2f} GB beside the data"
+            f"{self.memory / 1e6:,.0f} MB beside the data"
         )
 
 
