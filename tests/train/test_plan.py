@@ -10,7 +10,7 @@ from multipert import _keys
 from multipert.data._loaders import CellLoader
 from multipert.data._store import CellStore
 from multipert.model import PerturbationModule
-from multipert.train import PerturbationTrainingPlan, Stage
+from multipert.train import PerturbationTrainingPlan, Stage, _plan
 from multipert.train._fit import append_history, check_train_kwargs, checked_precision, fit
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "max_epochs": 1}
@@ -308,16 +308,27 @@ def test_a_loss_that_is_not_finite_stops_with_finite_weights():
 def test_weights_that_the_last_update_broke_are_restored():
     """No loss is computed after the last update of a run."""
     module = Toy(gradient_nan_at=3)
-    with pytest.raises(FloatingPointError, match="weights became infinite or NaN at the end of epoch 0.*'weight'"):
+    with pytest.raises(FloatingPointError, match="weights became infinite or NaN at the end of the training.*'weight'"):
         run(module)
     assert torch.equal(module.weight.detach(), torch.full((3,), 0.5))
 
 
-def test_weights_go_back_to_the_start_of_the_epoch():
+def test_weights_go_back_to_the_start_of_the_epoch(monkeypatch):
+    monkeypatch.setattr(_plan, "_KEEP_EVERY", 4)
     module, finite = Toy(gradient_nan_at=5), Toy()
     run(finite)
     with pytest.raises(FloatingPointError, match="epoch 1, batch 2"):
         run(module, epochs=3)
+    np.testing.assert_array_equal(module.weight.detach(), finite.weight.detach())
+
+
+def test_weights_are_copied_after_some_updates_not_at_every_short_epoch(monkeypatch):
+    """A failure in the third epoch then goes back to the start of the second."""
+    monkeypatch.setattr(_plan, "_KEEP_EVERY", 5)
+    module, finite = Toy(gradient_nan_at=13), Toy()
+    run(finite, epochs=2)
+    with pytest.raises(FloatingPointError, match="epoch 3, batch 2"):
+        run(module, epochs=5)
     np.testing.assert_array_equal(module.weight.detach(), finite.weight.detach())
 
 

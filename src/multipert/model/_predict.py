@@ -294,9 +294,10 @@ class Predictor:
         expression = np.empty(shape, dtype=np.float32)
         counts = np.empty(shape, dtype=np.float32) if self.realise == "counts" else None
         for target, at, predicted, drawn in self.stream(rows, codes, doses, "Predicting cells"):
-            expression[target * len(rows) + at] = predicted
+            first = target * len(rows) + at[0]
+            expression[first : first + len(at)] = predicted
             if counts is not None:
-                counts[target * len(rows) + at] = drawn
+                counts[first : first + len(at)] = drawn
         return expression, counts
 
     def moments(

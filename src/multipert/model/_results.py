@@ -251,7 +251,8 @@ def _own_labels(model: PerturbationModel, source: AnnData, realise: Realise, see
             )
         left_out |= mask
     paired = np.flatnonzero(~left_out)
-    predicted = np.full(source.shape, np.nan, dtype=np.float32)
+    predicted = np.empty(source.shape, dtype=np.float32)
+    predicted[left_out] = np.nan
     predictor = model._predictor(source, realise, None, seed, None)
     labels = codes[inverse[paired]], doses[inverse[paired]]
     for at, values in predictor.own_labels(partners[paired], *labels, "Predicting cells"):

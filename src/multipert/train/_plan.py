@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from ._stage import Trains
 
+# updates between copies of the weights, so that short epochs are not spent on copying
+_KEEP_EVERY = 50
 _LOSSES = ("train_loss", "critic_loss")
 
 
@@ -29,8 +31,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
 
     The rate of update `t` (from 0) is `lr * min(1, t / n_warmup_steps)`, so the first update of a warm-up changes no
     weight. A loss that is not finite stops the run with the batch named, and the last finite weights are kept: those
-    before the batch on a CPU, those of the epoch's start where the batch broke them or the device is not asked after each
-    batch. Losses, seconds and memory are noted once per epoch in `history`.
+    before the batch on a CPU, else a copy, which is made at the start of an epoch once 50 updates have passed. Losses,
+    seconds and memory are noted once per epoch in `history`.
 
     Parameters
     ----------
@@ -82,6 +84,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self._unchecked: list[tuple[int, torch.Tensor]] = []
         self._started = self._loading_seconds = 0.0
         self._finite_state: dict[str, torch.Tensor] = {}
+        self._kept_at = 0
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimiser for the module, a second for its adversary if any."""
@@ -114,8 +117,12 @@ class PerturbationTrainingPlan(pl.LightningModule):
             torch.manual_seed(torch.initial_seed() + self.global_rank)
 
     def on_train_epoch_start(self) -> None:
-        """Keep a copy of the weights and running statistics to fall back on."""
+        """Keep a copy of the weights and running statistics to fall back on, unless the last is of a moment ago."""
         self._started, self._loading_seconds = time.perf_counter(), 0.0
+        if self._finite_state and self.n_updates - self._kept_at < _KEEP_EVERY:
+            return
+        self._check_weights(f"the start of epoch {self.current_epoch}")
+        self._kept_at = self.n_updates
         for name, value in self._state().items():
             if name in self._finite_state:
                 self._finite_state[name].copy_(value)
@@ -123,9 +130,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
                 self._finite_state[name] = value.detach().clone()
 
     def on_train_epoch_end(self) -> None:
-        """Note what the epoch gave; its last update has no loss after it, so look at the weights."""
-        if self._broken():
-            self._stop("The weights became infinite or NaN", f"the end of epoch {self.current_epoch}")
+        """Note what the epoch gave."""
         n_cells = max(self._n_cells.get(name, 0) for name in _LOSSES) * self.trainer.world_size
         self._note_means(*_LOSSES)
         seconds = max(time.perf_counter() - self._started, 1e-9)
@@ -135,7 +140,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self._note("peak_memory", peak_memory(self.device))
 
     def on_train_end(self) -> None:
-        """Let all processes end alike, and free what only updates need."""
+        """Look at the weights, since no loss follows the last update; free what updates need; let processes end alike."""
+        self._check_weights("the end of the training")
         for parameter in self.module.parameters():
             parameter.grad = None
         if self.trainer.world_size > 1:
@@ -243,6 +249,10 @@ class PerturbationTrainingPlan(pl.LightningModule):
         for number, loss in unchecked:
             if not torch.isfinite(loss):
                 self._stop(f"The loss became {loss.item()}", f"epoch {self.current_epoch}, batch {number}")
+
+    def _check_weights(self, when: str) -> None:
+        if self._finite_state and self._broken():
+            self._stop("The weights became infinite or NaN", when)
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Parameters and running statistics; not what `conclude` fits."""
