@@ -67,7 +67,7 @@ def main() -> int:
         sharex="col",
         sharey="col",
         squeeze=False,
-        figsize=(3.4 * len(data) + 0.6, 1.5 * len(models) + 1),
+        figsize=(max(8, 3.4 * len(data) + 0.6), 1.5 * len(models) + 1),
         layout="constrained",
     )
     for axis, (model, name) in zip(axes.flat, itertools.product(models, data), strict=True):
@@ -77,11 +77,10 @@ def main() -> int:
         axis.grid(axis="y", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     for axis, name in zip(axes[0], data, strict=True):
-        axis.set_title(name, fontsize=10)
+        axis.set_title(f"{name}: {args.metric}", fontsize=10)
     for axis, model in zip(axes[:, 0], models, strict=True):
         axis.set_ylabel(model, fontsize=10)
     figure.supxlabel("processor seconds of training, one thread", fontsize=10)
-    figure.supylabel(args.metric, fontsize=10)
     handles = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
