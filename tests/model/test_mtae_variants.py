@@ -437,11 +437,11 @@ def passes(monkeypatch):
         one.moved = moved(one.before, one.after)
         return history
 
-    def spy_update(self, optimizer, loss, lr):
+    def spy_update(self, optimizer, parameters, loss, lr, number):
         seen[-1].rates.append(lr)
         if len(seen[-1].rates) == 1:
             assert not optimizer.optimizer.state
-        update_(self, optimizer, loss, lr)
+        return update_(self, optimizer, parameters, loss, lr, number)
 
     monkeypatch.setattr(training, "fit", spy)
     monkeypatch.setattr(PerturbationTrainingPlan, "_update", spy_update)
@@ -515,7 +515,9 @@ def test_presets_of_the_variants(cls, preset, epochs, lr, batch_size, adata, mon
     monkeypatch.setattr(
         Trainer,
         "fit",
-        lambda trainer, plan, train, validation=None: schedule.append((trainer.max_epochs, plan.lr, train.batch_size)),
+        lambda trainer, plan, train, validation=None: schedule.append(
+            (trainer.max_epochs, plan.lr, train.loader.batch_size)
+        ),
     )
     cls.setup_anndata(adata, context_key="context")
     model = cls(adata, preset=preset)
