@@ -46,6 +46,7 @@ with open(f"{folder}/{rank}.json", "w") as file:
 WIDTHS = {"dropout_rate": 0.0, "mask_rate": 0.0, "n_hidden": 32, "n_latent": 16}
 TRAIN = {
     "max_epochs": 4,
+    "seed": 0,
     "batch_size": 128,
     "lr": 5e-3,
     "plan_kwargs": {"n_warmup_steps": 0},
