@@ -401,7 +401,8 @@ def test_share_repeats_the_first_positions_and_refuses_a_rank_that_is_none():
 
 @pytest.mark.parametrize("argument", ["block_size", "buffer_size"])
 def test_sizes_below_one_are_refused(stores, argument):
-    with pytest.raises(ValueError, match=f"{argument}=0 must be (at least 1|a whole number of at least 1)"):
+    expected = {"block_size": "a whole number of at least 1, or None", "buffer_size": "at least 1"}[argument]
+    with pytest.raises(ValueError, match=f"{argument}=0 must be {expected}"):
         CellLoader(stores["csr"], ROWS, 8, **{argument: 0})
     with pytest.raises(ValueError, match="buffer_size=0 must be at least 1"):
         GroupLoader(stores["csr"], [(ROWS, ROWS)], 8, 1, buffer_size=0)
