@@ -121,3 +121,32 @@ def test_groups_are_drawn_anew_each_pass_by_seed_and_alike_for_validation():
 def test_no_group_is_refused():
     with pytest.raises(ValueError, match="at least one group"):
         GroupLoader(STORE, [], 4, 2)
+
+
+def test_partners_from_a_pool_are_drawn_anew_each_epoch_and_evenly():
+    n = 20
+    store = CellStore(np.arange(n, dtype=np.float32)[:, None], {_keys.CONTEXT: np.arange(n)[:, None] % 3})
+    rows, pool = np.arange(12), np.arange(15, 20)
+    loader = CellLoader(store, rows, 5, shuffle=True, pool=pool, seed=4)
+    epochs = []
+    for _ in range(2):
+        batches = list(loader)
+        drawn = np.concatenate([batch[_keys.X_CONTROL].numpy().ravel() for batch in batches]).astype(int)
+        contexts = np.concatenate([batch[_keys.CONTEXT_CONTROL].numpy().ravel() for batch in batches])
+        np.testing.assert_array_equal(contexts, drawn % 3)
+        # twelve of five: each two or three times
+        assert set(np.bincount(drawn, minlength=n)[pool]) == {2, 3}
+        assert set(drawn) == set(pool)
+        epochs.append(dict(zip(np.concatenate([batch[_keys.X] for batch in batches]).ravel(), drawn, strict=True)))
+    assert epochs[0] != epochs[1]
+    again = CellLoader(store, rows, 5, shuffle=True, pool=pool, seed=4)
+    drawn = np.concatenate([batch[_keys.X_CONTROL].numpy().ravel() for batch in again]).astype(int)
+    x = np.concatenate([batch[_keys.X] for batch in CellLoader(store, rows, 5, shuffle=True, pool=pool, seed=4)])
+    assert dict(zip(x.ravel(), drawn, strict=True)) == epochs[0]
+
+
+@pytest.mark.parametrize(("pool", "partners"), [(np.arange(0), None), (np.arange(3), np.arange(4))])
+def test_a_pool_that_is_none_is_refused(pool, partners):
+    store = CellStore(np.zeros((4, 1), dtype=np.float32), {})
+    with pytest.raises(ValueError, match=f"pool holds {len(pool)} rows"):
+        CellLoader(store, np.arange(4), 2, pool=pool, partners=partners)

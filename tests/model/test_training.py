@@ -11,8 +11,9 @@ from scvi.dataloaders import DataSplitter
 from scvi.train import TrainingPlan, TrainRunner
 
 from multipert import _keys
-from multipert.model import ContextShift, MTAe, TwoFactor
-from multipert.train import PerturbationTrainingPlan
+from multipert.model import ContextShift, MTAe, TwoFactor, _training
+from multipert.train import PerturbationTrainingPlan, Stage
+from multipert.train._fit import fit
 
 CONTEXT = {"context_key": "context"}
 CLOSED = ["TwoFactor", "ContextShift", "Linear"]
@@ -422,3 +423,62 @@ def test_a_module_trains_under_the_plan_of_scvi_too(name, adata, toys):
     runner()
     assert not same(before, weights(model))
     assert all(np.isfinite(frame.to_numpy(dtype=float)).all() for frame in model.history_.values())
+
+
+# ------------------------------------------------------------------ what a batch of a pass holds
+
+
+def logged(toys, **attributes):
+    """Batches that a training of one epoch read, one dict each."""
+    cls = type("Net", (toys.Net,), attributes)
+    model = toys.trained(cls, toys.screen(), setup=CONTEXT)
+    return model, [batch for batch in model.module.log if batch["training"] and _keys.X_CONTROL in batch]
+
+
+def test_a_pass_of_any_partners_reads_perturbed_cells_beside_controls_of_all_contexts(toys):
+    _, batches = logged(toys, stages=("any",))
+    codes, contexts, partners = (
+        torch.cat([batch[key] for batch in batches]).numpy().ravel()
+        for key in (_keys.PERTURBATION, _keys.CONTEXT, _keys.CONTEXT_CONTROL)
+    )
+    assert (codes >= 0).all()
+    assert set(partners) == {0, 1, 2}
+    # drawn over the contexts: about a third of the pairs are of one context
+    assert 0.1 < (contexts == partners).mean() < 0.6
+    adata = toys.screen()
+    controls = adata[(adata.obs["perturbation"] == "control").to_numpy()]
+    x = {
+        name: set(map(tuple, here.X.toarray()))
+        for name, here in ((c, controls[controls.obs.context == c]) for c in "abc")
+    }
+    for batch in batches:
+        for row, code in zip(batch[_keys.X_CONTROL].numpy(), batch[_keys.CONTEXT_CONTROL].numpy().ravel(), strict=True):
+            assert tuple(row) in x["abc"[code]]
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_transported_controls_meet_themselves_unless_the_stage_says_no(toys, itself):
+    _, batches = logged(toys, stages=(Stage("ot", itself=itself),))
+    codes = torch.cat([batch[_keys.PERTURBATION] for batch in batches]).numpy().ravel()
+    assert (codes < 0).any() == itself
+    assert (codes >= 0).any()
+
+
+def test_a_module_knows_its_pass_and_the_preset_its_length_and_plan(toys, monkeypatch):
+    seen = []
+
+    def spy(plan, *args, **kwargs):
+        seen.append((plan.module.stage, kwargs["max_epochs"], plan.eps, plan.n_warmup_steps))
+        return fit(plan, *args, **kwargs)
+
+    monkeypatch.setattr(_training, "fit", spy)
+    preset = {"batch_size": 60, "max_epochs": 4, "shares": (0.5, 2), "plan_kwargs": {"eps": 0.01, "n_warmup_steps": 7}}
+    stages = (Stage(name="one"), Stage("random", name="other"))
+    cls = type("Net", (toys.Net,), {"stages": stages, "presets": {"default": preset}})
+    adata = toys.screen()
+    cls.setup_anndata(adata, **CONTEXT)
+    model = cls(adata)
+    model.train(seed=0, plan_kwargs={"n_warmup_steps": 3}, **toys.quiet)
+    assert seen == [("one", 2, 0.01, 3), ("other", 8, 0.01, 3)]
+    # 108 training cells: 1 batch of 60 an epoch, the rest dropped
+    assert model.estimate(accelerator="cpu").n_updates == 2 + 8

@@ -387,6 +387,117 @@ def test_a_pass_of_the_critic_alone_warms_up_and_skips_batches_as_any():
     assert torch.equal(module.critic.weight.detach(), before)
 
 
+class Turns(Toy):
+    """Notes in which order its two losses are asked for, and with which rates."""
+
+    def __init__(self, turn="after", optimizer="adam"):
+        super().__init__(adversary=True)
+        self.critic_turn, self.critic_optimizer, self.turns = turn, optimizer, []
+
+    def loss(self, *args):
+        self.turns.append("module")
+        return super().loss(*args)
+
+    def critic_loss(self, tensors):
+        self.turns.append("critic")
+        return super().critic_loss(tensors)
+
+
+@pytest.mark.parametrize(
+    ("turn", "every", "expected"),
+    [
+        ("after", 1, "mcmcmcmc"),
+        ("before", 1, "cmcmcmcm"),
+        ("before", 3, "cmmmcm"),
+        ("alone", 1, "cmcm"),
+        ("alone", 2, "ccmc"),
+    ],
+)
+def test_the_adversary_has_its_turn(turn, every, expected):
+    module = Turns(turn)
+    _, history = run(module, critic_every=every)
+    assert "".join(name[0] for name in module.turns) == expected
+    # all cells count, also those that one of the two does not see
+    rate, seconds = history["cells_per_second"].iloc[0, 0], history["epoch_seconds"].iloc[0, 0]
+    assert rate * seconds == pytest.approx(32)
+
+
+def test_turns_go_on_from_one_epoch_to_the_next():
+    module = Turns("alone")
+    plan = PerturbationTrainingPlan(module, n_warmup_steps=0)
+    fit(plan, loader(24), None, **{**QUIET, "max_epochs": 2})
+    assert module.turns == ["critic", "module"] * 3
+
+
+def test_an_adversary_may_descend_without_moments():
+    module = Turns("before", "sgd")
+    before = [parameter.detach().clone() for parameter in module.critic.parameters()]
+    weight = module.weight.detach().clone()
+    plan = PerturbationTrainingPlan(module, lr=0.1, n_warmup_steps=0, critic_lr=0.01)
+    fit(plan, loader(8), None, **QUIET)
+    parameters = [parameter.clone().requires_grad_() for parameter in before]
+    x = loader(8).store.batch(np.arange(8))[_keys.X]
+    torch.square(torch.nn.functional.linear(x * weight, *parameters)).mean().backward()
+    for parameter, moved in zip(parameters, module.critic.parameters(), strict=True):
+        torch.testing.assert_close(moved.detach(), parameter.detach() - 0.01 * parameter.grad)
+
+
+class Grouped(Toy):
+    """Weights with rates and betas of their own."""
+
+    def __init__(self, factor, betas):
+        super().__init__()
+        self.factor, self.betas = factor, betas
+
+    def parameter_groups(self):
+        return [{"params": [self.weight], "factor": self.factor, "betas": self.betas}, {"params": [self.idle]}]
+
+
+def test_parts_of_a_module_have_rates_and_betas_of_their_own():
+    module = Grouped(0.1, (0.5, 0.9))
+    run(module, epochs=2)
+    reference = torch.nn.Parameter(torch.full((3,), 0.5))
+    adam = torch.optim.Adam([reference], lr=0.01, betas=(0.5, 0.9), eps=1e-8)
+    for _ in range(2):
+        for batch in loader():
+            adam.zero_grad()
+            torch.square(batch[_keys.X] * reference - 2 * batch[_keys.X]).mean().backward()
+            adam.step()
+    np.testing.assert_allclose(module.weight.detach(), reference.detach(), rtol=1e-5)
+
+
+def test_the_rate_falls_in_steps():
+    module = Toy()
+    run(module, lr=1e-3, decay_every=2, decay_factor=0.1)
+    steps = np.diff([weight[0].item() for weight in [*weights(module), module.weight.detach()]])
+    np.testing.assert_allclose(steps, [1e-3, 1e-3, 1e-4, 1e-4], rtol=0.2)
+    with pytest.raises(ValueError, match="decay_every=0 must be at least 1"):
+        PerturbationTrainingPlan(Toy(), decay_every=0)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_the_best_weights_are_kept_where_the_module_asks_for_it(keeps):
+    module = Toy()
+    module.keeps_best = keeps
+    # a rate that jumps past the solution, which 8 updates come close to
+    plan = PerturbationTrainingPlan(module, lr=0.4, n_warmup_steps=0)
+    history = fit(plan, loader(), loader(8), **{**QUIET, "max_epochs": 6}, check_val_every_n_epoch=1)
+    seen = history["validation_loss"]["validation_loss"]
+    module.eval()
+    batch = loader(8).store.batch(np.arange(8))
+    now = module.loss(batch, {}, module.generative(batch[_keys.X], batch)).loss.item()
+    assert seen.min() < seen.iloc[-1]
+    assert now == pytest.approx(seen.min() if keeps else seen.iloc[-1], rel=1e-5)
+
+
+def test_a_module_knows_its_epoch():
+    module, epochs = Toy(), []
+    loss = module.loss
+    module.loss = lambda *args: (epochs.append(module.epoch), loss(*args))[1]
+    run(module, epochs=2)
+    assert epochs == [0] * 4 + [1] * 4
+
+
 def test_a_failure_of_the_critic_keeps_finite_weights():
     module = Toy(adversary=True)
     module.critic_loss = lambda tensors: torch.square(module.critic(tensors[_keys.X])).mean() * torch.inf

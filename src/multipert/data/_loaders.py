@@ -53,6 +53,9 @@ class CellLoader:
         Whether to leave out the last, incomplete batch; it is kept when it is the only one.
     partners
         Row number of the paired control of each of `rows`; batches then hold `"X_control"`.
+    pool
+        Row numbers among which partners are drawn anew each epoch, in place of `partners`: all of them before one comes
+        again.
     groups
         Group of each of `rows`; a batch then holds cells of one group only, and the groups' batches are mixed, so that
         from disk they are read in smaller pieces.
@@ -82,6 +85,7 @@ class CellLoader:
         shuffle: bool = False,
         drop_last: bool = False,
         partners: np.ndarray | None = None,
+        pool: np.ndarray | None = None,
         groups: np.ndarray | None = None,
         seed: int = 0,
         block_size: int | None = None,
@@ -92,13 +96,15 @@ class CellLoader:
         for name, value in (("batch_size", batch_size), ("buffer_size", buffer_size)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
+        if pool is not None and (partners is not None or not len(pool)):
+            raise ValueError(f"pool holds {len(pool)} rows; it needs at least one, and no partners beside it.")
         check_block_size(block_size)
         self.store = store
         self.rows = np.asarray(rows)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.partners = partners
+        self.partners, self.pool = partners, pool
         self.seed = seed
         self.epoch = 0
         self.rank, self.n_ranks = 0, 1
@@ -131,6 +137,15 @@ class CellLoader:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
 
+    def _drawn_partners(self) -> np.ndarray | None:
+        """Partner of each row in the next epoch."""
+        if self.pool is None:
+            return self.partners
+        # a stream beside that of the order
+        rng = np.random.default_rng([self.seed, self.epoch, 1])
+        rounds = -(-len(self.rows) // len(self.pool))
+        return np.concatenate([rng.permutation(self.pool) for _ in range(rounds)])[: len(self.rows)]
+
     def _order(self, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.shuffle:
             return members
@@ -140,10 +155,10 @@ class CellLoader:
         return nearby[block_order(len(members), self.block_size, self.batches_per_buffer * self.batch_size, rng)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        batches = self.positions()
+        batches, partners = self.positions(), self._drawn_partners()
         self.epoch += 1
         own = (at[share(len(at), self.rank, self.n_ranks)] for at in batches)
-        cells = ((self.rows[at], None if self.partners is None else self.partners[at]) for at in own)
+        cells = ((self.rows[at], None if partners is None else partners[at]) for at in own)
         yield from _delivered(self.store, cells, self.batches_per_buffer)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Pairing = Literal["self", "random", "ot", "group"]
+Pairing = Literal["self", "random", "ot", "any", "group"]
 
 _FIT_CELLS = 10_000
 

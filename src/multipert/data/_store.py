@@ -193,13 +193,17 @@ class CellStore:
 
         Returns
         -------
-        Tensors by batch key; `"X_control"` holds the expression of the partners.
+        Tensors by batch key; `"X_control"` holds the expression of the partners and `"context_control"`, where contexts are
+        registered, theirs.
         """
         index = torch.as_tensor(rows, device=self._home)
         tensors = {_keys.X: self.expression(rows)}
         tensors.update({key: self._sent(value[index]) for key, value in self._columns.items()})
         if partners is not None:
             tensors[_keys.X_CONTROL] = self.expression(partners)
+            if _keys.CONTEXT in self._columns:
+                at = torch.as_tensor(partners, device=self._home)
+                tensors[_keys.CONTEXT_CONTROL] = self._sent(self._columns[_keys.CONTEXT][at])
         return tensors
 
     @property

@@ -8,12 +8,12 @@ import torch
 from scvi.model._utils import parse_device_args
 
 from multipert.data._loaders import CellLoader
-from multipert.train import Stage, TrainingEstimate
+from multipert.train import TrainingEstimate
 from multipert.train._plan import PerturbationTrainingPlan
 from multipert.train._probe import probe
 
 from ._passes import Pass, n_transported
-from ._training import PREDICT_BATCH, make_ready, n_epochs, training_batch_size, training_conditions
+from ._training import PREDICT_BATCH, make_ready, n_epochs, passes_of, training_batch_size, training_conditions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,15 +74,17 @@ def estimate_training(
         torch.manual_seed(seed)
         module = model._new_module()
         make_ready(model, module, conditions, CellLoader(store, train, max(batch_size, PREDICT_BATCH)))
-        for stage in map(Stage.of, model.stages):
+        for stage in passes_of(model):
             transported = stage.pairing == "ot" and model._setup.pairing_key is None
             # the transport itself would take longer than all the rest, and any pairs cost the same
-            passes = Pass(model, adata, store, "random" if transported else stage.pairing, batch_size, seed)
+            pairing = "random" if transported else stage.pairing
+            passes = Pass(model, adata, store, pairing, batch_size, seed, itself=stage.itself)
             loader = passes.training(train, seed)
-            n_batches = max(1, n_transported(model, adata, train) // batch_size) if transported else len(loader)
-            module.n_rows = len(loader.rows)
+            n_pairs = n_transported(model, adata, train, itself=stage.itself) if transported else 0
+            n_batches = max(1, n_pairs // batch_size) if transported else len(loader)
+            module.n_rows, module.stage = len(loader.rows), stage.name
             module.to(device).train()
-            plan = PerturbationTrainingPlan(module, trains=stage.trains)
+            plan = PerturbationTrainingPlan(module, trains=stage.trains, **model._preset.get("plan_kwargs", {}))
             if store.on_disk:
                 # a whole buffer would be read for the few batches of the probe
                 buffered = store.reading_bytes(loader.batches_per_buffer * batch_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput
@@ -21,15 +21,20 @@ class PerturbationModule(BaseModuleClass):
     """Base of all modules: a network trained by gradient, or buffers filled in closed form.
 
     A batch is a dict: `"X"` (B, n_vars) expression, `"perturbation"` (B, n_slots) codes with -1 for control and padding,
-    `"dose"` (B, n_slots), and where set up `"context"` (B, 1), `"extra_categorical_covs"`, `"cell_embedding"` and
-    `"X_control"`; contexts and covariates are codes, -1 for one that was not there at the setup. In a prediction the batch holds control cells with the target's codes and doses, and, where
-    `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's context; where
-    `draws` is True, or samples were asked for, `"cell_key"` (B,): 64 random bits that depend on the seed and the cell's
-    name only. Training batches hold it where `keyed_training` is True.
+    `"dose"` (B, n_slots), and where set up `"context"` (B, 1), `"extra_categorical_covs"` and `"cell_embedding"`; in
+    training on pairs also `"X_control"` (B, n_vars) and `"context_control"` (B, 1). Contexts and covariates are codes, -1
+    for one that was not there at the setup. In a prediction the batch holds control cells with the target's codes and
+    doses, and, where `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's
+    context; where `draws` is True, or samples were asked for, `"cell_key"` (B,): 64 random bits that depend on the seed
+    and the cell's name only. Training batches hold it where `keyed_training` is True.
     """
 
     context_means: bool = False
     """Whether a prediction needs the mean of the context's control cells."""
+
+    context_latents: bool = False
+    """Whether a prediction needs the mean latent representation of the context's control cells: its batches then hold
+    `"context_latent"` (B, n_latent)."""
 
     draws: bool = False
     """Whether every prediction draws at random: its batches then hold `"cell_key"`."""
@@ -42,6 +47,21 @@ class PerturbationModule(BaseModuleClass):
 
     adversarial: bool = True
     """Whether the adversary takes part in the loss of the present training pass."""
+
+    stage: str = ""
+    """Name of the present training pass."""
+
+    epoch: int = 0
+    """Number of the present epoch within its pass, from 0."""
+
+    critic_optimizer: Literal["adam", "sgd"] = "adam"
+    """What moves the adversary."""
+
+    critic_turn: Literal["after", "before", "alone"] = "after"
+    """Whether the adversary moves on each batch after the rest or before it, or on batches of its own."""
+
+    keeps_best: bool = False
+    """Whether a pass with validation cells ends with the weights whose loss on them was lowest."""
 
     fits_correction: bool = True
     """Whether added counts are corrected for the decoder's mean of logarithms; see `count_correction`."""
@@ -194,6 +214,21 @@ class PerturbationModule(BaseModuleClass):
     def critic_parameters(self) -> Iterable[torch.nn.Parameter]:
         """Parameters of an adversary, trained in turn with the rest."""
         return ()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters outside the adversary, as torch's Adam takes them.
+
+        Returns
+        -------
+        Dicts with `"params"`, and where they differ `"betas"` and `"factor"`, which the learning rate is multiplied by.
+        """
+        of_critic = {id(parameter) for group in self.critic_groups() for parameter in group["params"]}
+        return [{"params": [p for p in self.parameters() if p.requires_grad and id(p) not in of_critic]}]
+
+    def critic_groups(self) -> list[dict[str, Any]]:
+        """Parameters of the adversary, as :meth:`parameter_groups` has the others; none without an adversary."""
+        parameters = list(self.critic_parameters())
+        return [{"params": parameters}] if parameters else []
 
     def critic_loss(self, tensors: Tensors) -> torch.Tensor:
         """Loss of the adversary.

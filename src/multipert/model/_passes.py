@@ -36,13 +36,16 @@ class Pass:
     batch_size: int
     seed: int
     block_size: int | None = None
+    itself: bool = True
 
     def training(self, rows: np.ndarray, seed: int) -> CellLoader | GroupLoader:
         """Shuffled batches of the training cells."""
-        kept, partners, groups = rows[:0], None, []
-        if self.pairing == "group":
+        kept, partners, groups, pool = rows[:0], None, [], None
+        is_control = self.model._setup.is_control(self.adata)
+        if self.pairing == "any":
+            kept, pool = rows[~is_control[rows]], rows[is_control[rows]]
+        elif self.pairing == "group":
             groups = self._groups(rows, rows)
-            is_control = self.model._setup.is_control(self.adata)
             kept = np.concatenate([rows[:0], *(cells for cells, _ in groups if not is_control[cells[0]])])
         else:
             kept, partners = self._paired(rows, rows)
@@ -60,6 +63,7 @@ class Pass:
             shuffle=True,
             drop_last=True,
             partners=partners,
+            pool=pool,
             seed=seed,
             block_size=self.block_size,
         )
@@ -69,6 +73,14 @@ class Pass:
         if self.pairing == "group":
             groups = self._groups(rows, pool)
             return self._group_loader(groups) if groups else None
+        if self.pairing == "any":
+            is_control = self.model._setup.is_control(self.adata)
+            kept, controls = rows[~is_control[rows]], pool[is_control[pool]]
+            if not len(kept) or not len(controls):
+                return None
+            # the same partners each time
+            drawn = np.random.default_rng(self.seed).choice(controls, len(kept), replace=len(controls) < len(kept))
+            return CellLoader(self.store, kept, self.batch_size, partners=drawn)
         kept, partners = self._paired(rows, pool)
         return CellLoader(self.store, kept, self.batch_size, partners=partners) if len(kept) else None
 
@@ -77,7 +89,7 @@ class Pass:
         if self.pairing == "self" or not len(rows):
             return rows, None
         if self.pairing == "ot" and self.model._setup.pairing_key is None:
-            return transported_rows(self.model, self.adata, rows, pool, self.seed)
+            return transported_rows(self.model, self.adata, rows, pool, self.seed, itself=self.itself)
         partners = self.model._partners(self.adata, pool, self.seed)[np.searchsorted(pool, rows)]
         partners = np.where(np.isin(partners, pool), partners, -1)
         dropped = int((partners < 0).sum())
@@ -113,9 +125,9 @@ class Pass:
 
 
 def transported_rows(
-    model: PerturbationModel, adata: AnnData, rows: np.ndarray, pool: np.ndarray, seed: int
+    model: PerturbationModel, adata: AnnData, rows: np.ndarray, pool: np.ndarray, seed: int, *, itself: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each control cell its partner of every condition, and itself; the partners and the control cells.
+    """For each control cell its partner of every condition, and maybe itself; the partners and the control cells.
 
     Contexts whose perturbed cells have no control cell among the rows take those of the pool.
     """
@@ -127,14 +139,14 @@ def transported_rows(
     cells = conditions, contexts, is_control
     pairs = transport_pairs(setup.expression(adata), *cells, used, partner=model._partner, seed=seed)
     check_pairs(pairs, contexts, is_control, conditions, used)
-    controls = np.setdiff1d(pairs["control"].to_numpy(), lent)
+    controls = np.setdiff1d(pairs["control"].to_numpy(), lent) if itself else rows[:0]
     return (
         np.concatenate([controls, pairs["perturbed"].to_numpy()]),
         np.concatenate([controls, pairs["control"].to_numpy()]),
     )
 
 
-def n_transported(model: PerturbationModel, adata: AnnData, rows: np.ndarray) -> int:
+def n_transported(model: PerturbationModel, adata: AnnData, rows: np.ndarray, *, itself: bool = True) -> int:
     """How many pairs :func:`transported_rows` makes of some cells, without making them.
 
     Parameters
@@ -145,10 +157,12 @@ def n_transported(model: PerturbationModel, adata: AnnData, rows: np.ndarray) ->
         The cells.
     rows
         Row numbers.
+    itself
+        Whether control cells also meet themselves.
 
     Returns
     -------
-    Control cells with themselves, and with a cell of every condition of their context.
+    Control cells with themselves, unless that is off, and with a cell of every condition of their context.
     """
     setup = model._setup
     contexts, conditions = setup.contexts(adata)[rows], setup.conditions(adata)[1][rows]
@@ -156,5 +170,5 @@ def n_transported(model: PerturbationModel, adata: AnnData, rows: np.ndarray) ->
     n = 0
     for context in np.unique(contexts.astype(str)):
         here = contexts.astype(str) == context
-        n += int((here & is_control).sum()) * (1 + len(np.unique(conditions[here & ~is_control])))
+        n += int((here & is_control).sum()) * (itself + len(np.unique(conditions[here & ~is_control])))
     return n

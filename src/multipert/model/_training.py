@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,9 +98,10 @@ def fit_model(
     conditions_before, contexts_before = model.trained_conditions_, model.trained_contexts_
     fitted_before = {name: getattr(model.module, name) for name in model.module.fitted}
     if processes > 1:
-        # the loss of a module says nothing of its adversary's parameters, and the other way round
-        adversarial = bool(list(model.module.critic_parameters()))
-        trainer_kwargs.setdefault("strategy", "ddp_find_unused_parameters_true" if adversarial else "ddp")
+        # the loss of a module says nothing of its adversary's parameters, and the other way round; nor may that of one pass
+        # of the parameters of another
+        partial = bool(model.module.critic_groups()) or any(stage.name for stage in passes_of(model))
+        trainer_kwargs.setdefault("strategy", "ddp_find_unused_parameters_true" if partial else "ddp")
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -107,8 +109,8 @@ def fit_model(
             # all batches first: cells that cannot be paired are found before any pass has run
             stages = []
             near = store if processes > 1 else store.to(device)
-            for number, stage in enumerate(map(Stage.of, model.stages)):
-                passes = Pass(model, adata, near, stage.pairing, batch_size, seed, block_size)
+            for number, stage in enumerate(passes_of(model)):
+                passes = Pass(model, adata, near, stage.pairing, batch_size, seed, block_size, stage.itself)
                 loaders = passes.training(train, seed + number), passes.validation(val, pool)
                 if early_stopping and loaders[1] is None:
                     raise ValueError(
@@ -117,16 +119,18 @@ def fit_model(
                     )
                 stages.append((stage, *loaders))
             for stage, loader, validation in stages:
-                model.module.n_rows = len(loader.rows)
+                model.module.n_rows, model.module.stage = len(loader.rows), stage.name
                 plan = PerturbationTrainingPlan(
                     model.module,
                     lr=defaults["lr"] if lr is None else lr,
                     weight_decay=defaults["weight_decay"] if weight_decay is None else weight_decay,
                     trains=stage.trains,
-                    **plan_kwargs,
+                    **{**defaults.get("plan_kwargs", {}), **plan_kwargs},
                 )
                 # the loss of validation cells says nothing about a pass that trains the adversary alone
                 stops = early_stopping and stage.trains != "critic"
+                if model.module.keeps_best and validation is not None:
+                    trainer_kwargs.setdefault("check_val_every_n_epoch", 1)
                 history = fit(
                     plan,
                     loader,
@@ -155,6 +159,23 @@ def fit_model(
         raise
     finally:
         model.module.eval()
+
+
+def passes_of(model: PerturbationModel) -> list[Stage]:
+    """The stages of a model, as long as its preset's `"shares"` have them.
+
+    Parameters
+    ----------
+    model
+        The model.
+
+    Returns
+    -------
+    One stage per pass.
+    """
+    stages = [Stage.of(stage) for stage in model.stages]
+    shares = model._preset.get("shares", [stage.share for stage in stages])
+    return [replace(stage, share=share) for stage, share in zip(stages, shares, strict=True)]
 
 
 def n_processes(devices: Any, num_nodes: int) -> int:

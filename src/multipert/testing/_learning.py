@@ -65,7 +65,7 @@ def check_two_setups(case: Case) -> None:
 def check_plain_plan(case: Case) -> None:
     """A module trained by gradient, with one optimiser, also trains under scvi-tools' own plan and loader."""
     model = case.set_up(case.screen.adata())
-    if not case.cls.stages or list(model.module.critic_parameters()):
+    if not case.cls.stages or model.module.critic_groups():
         return
     before = [parameter.detach().clone() for parameter in model.module.parameters()]
     settings = {key: value for key, value in QUIET.items() if key != "devices"}

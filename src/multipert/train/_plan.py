@@ -29,8 +29,10 @@ _LOSSES = ("train_loss", "critic_loss")
 class PerturbationTrainingPlan(pl.LightningModule):
     """Adam with a linear warm-up; alternates with an adversary where the module has one.
 
-    The rate of update `t` (from 0) is `lr * min(1, t / n_warmup_steps)`, so the first update of a warm-up changes no
-    weight. A loss that is not finite stops the run with the batch named, and the last finite weights are kept: those
+    The rate of update `t` (from 0) is `lr * min(1, t / n_warmup_steps) * decay_factor ** (t // decay_every)`, so the first
+    update of a warm-up changes no weight. What is particular to a module (rates and betas of its parts, the kind of
+    optimiser and the turn of its adversary, whether the best weights are kept) it states itself, see
+    :class:`multipert.model.PerturbationModule`. A loss that is not finite stops the run with the batch named, and the last finite weights are kept: those
     before the batch on a CPU, else a copy, which is made at the start of an epoch once 50 updates have passed. Losses,
     seconds and memory are noted once per epoch in `history`.
 
@@ -49,7 +51,12 @@ class PerturbationTrainingPlan(pl.LightningModule):
     critic_lr
         Learning rate of the adversary; None takes `lr`.
     critic_every
-        The adversary is trained at every `critic_every`-th batch.
+        The adversary is trained at every `critic_every`-th batch; one that has batches of its own is trained on so many of
+        them in a row.
+    decay_every
+        Updates after which the rate falls; None keeps it.
+    decay_factor
+        What the rate is then multiplied by.
     trains
         Which parameters move; see :class:`Stage`.
     """
@@ -64,9 +71,14 @@ class PerturbationTrainingPlan(pl.LightningModule):
         eps: float = 1e-8,
         critic_lr: float | None = None,
         critic_every: int = 1,
+        decay_every: int | None = None,
+        decay_factor: float = 0.9,
         trains: Trains = "all",
     ) -> None:
         super().__init__()
+        for name, value in {"critic_every": critic_every, "decay_every": decay_every}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
         self.module, self.trains = module, trains
         module.adversarial = trains == "all"
         self.automatic_optimization = False
@@ -74,6 +86,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self.critic_lr = lr if critic_lr is None else critic_lr
         self.n_warmup_steps = n_warmup_steps
         self.critic_every = critic_every
+        self.decay_every, self.decay_factor = decay_every, decay_factor
         self.history: dict[str, dict[int, float]] = {}
         """By epoch: mean losses, cells per second, seconds, seconds of them that batches were waited for, and the peak
         of memory in bytes."""
@@ -81,21 +94,26 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self.direct = False
         self._sums: dict[str, float | torch.Tensor] = {}
         self._n_cells: dict[str, int] = {}
+        self._n_seen = 0
         self._unchecked: list[tuple[int, torch.Tensor]] = []
         self._started = self._loading_seconds = 0.0
         self._finite_state: dict[str, torch.Tensor] = {}
         self._kept_at = 0
+        self._best: tuple[float, dict[str, torch.Tensor]] | None = None
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimiser for the module, a second for its adversary if any."""
-        critic = list(self.module.critic_parameters())
-        of_critic = {id(p) for p in critic}
-        main = [p for p in self.module.parameters() if p.requires_grad and id(p) not in of_critic]
-        groups = [(main, self.lr), (critic, self.critic_lr)] if critic else [(main, self.lr)]
-        return [
-            torch.optim.Adam(parameters, lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=_fused(parameters))
-            for parameters, lr in groups
-        ]
+        main, critic = self.module.parameter_groups(), self.module.critic_groups()
+        optimizers = [self._adam(main, self.lr)]
+        if critic and self.module.critic_optimizer == "sgd":
+            optimizers.append(torch.optim.SGD(critic, lr=self.critic_lr, weight_decay=self.weight_decay))
+        elif critic:
+            optimizers.append(self._adam(critic, self.critic_lr))
+        return optimizers
+
+    def _adam(self, groups: list[dict[str, Any]], lr: float) -> torch.optim.Adam:
+        fused = all(_fused(group["params"]) for group in groups)
+        return torch.optim.Adam(groups, lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=fused)
 
     def forward(self, batch: Tensors) -> LossOutput:
         """Loss of a batch; the batch is on the module's device already, so nothing looks through it again."""
@@ -118,6 +136,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Keep a copy of the weights and running statistics to fall back on, unless the last is of a moment ago."""
+        self.module.epoch = self.current_epoch
         self._started, self._loading_seconds = time.perf_counter(), 0.0
         if self._finite_state and self.n_updates - self._kept_at < _KEEP_EVERY:
             return
@@ -131,7 +150,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Note what the epoch gave."""
-        n_cells = max(self._n_cells.get(name, 0) for name in _LOSSES) * self.trainer.world_size
+        n_cells, self._n_seen = self._n_seen * self.trainer.world_size, 0
         self._note_means(*_LOSSES)
         seconds = max(time.perf_counter() - self._started, 1e-9)
         self._note("cells_per_second", n_cells / seconds)
@@ -140,8 +159,13 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self._note("peak_memory", peak_memory(self.device))
 
     def on_train_end(self) -> None:
-        """Look at the weights, since no loss follows the last update; free what updates need; let processes end alike."""
+        """Look at the weights, since no loss follows the last update; free what updates need; let processes end alike.
+
+        A module that keeps the best weights ends with those.
+        """
         self._check_weights("the end of the training")
+        if self._best is not None:
+            self.module.load_state_dict(self._best[1], strict=False)
         for parameter in self.module.parameters():
             parameter.grad = None
         if self.trainer.world_size > 1:
@@ -158,20 +182,41 @@ class PerturbationTrainingPlan(pl.LightningModule):
         parameters = list(self.module.parameters())
         losses = []
         for number, batch in enumerate(burst, burst.first):
-            rate = min(1.0, self.n_updates / self.n_warmup_steps) if self.n_warmup_steps else 1.0
+            rate = self._rate()
             self.n_updates += 1
+            self._n_seen += len(batch[_keys.X])
             loss = torch.zeros((), device=self.device)
-            if self.trains != "critic":
-                loss = self._update(optimizers[0], parameters, self(batch).loss, self.lr * rate, number)
-                self._add("train_loss", loss, batch)
-            if self.trains != "module" and len(optimizers) > 1 and number % self.critic_every == 0:
-                critic_loss = self.module.critic_loss(batch)
-                critic_loss = self._update(optimizers[1], parameters, critic_loss, self.critic_lr * rate, number)
-                self._add("critic_loss", critic_loss, batch)
+            for turn in self._turns(len(optimizers) > 1):
+                if turn == "module":
+                    loss = self._update(optimizers[0], parameters, self(batch).loss, self.lr * rate, number)
+                    self._add("train_loss", loss, batch)
+                else:
+                    critic_loss = self.module.critic_loss(batch)
+                    critic_loss = self._update(optimizers[1], parameters, critic_loss, self.critic_lr * rate, number)
+                    self._add("critic_loss", critic_loss, batch)
             losses.append(loss)
         self._check_finite()
         self._loading_seconds += burst.seconds
         return torch.stack(losses).mean()
+
+    def _rate(self) -> float:
+        """Factor on the learning rates at the coming update."""
+        rate = min(1.0, self.n_updates / self.n_warmup_steps) if self.n_warmup_steps else 1.0
+        return rate if self.decay_every is None else rate * self.decay_factor ** (self.n_updates // self.decay_every)
+
+    def _turns(self, adversarial: bool) -> tuple[str, ...]:
+        """Who moves at the update that has just been counted, and in which order."""
+        if self.trains == "module" or not adversarial:
+            return () if self.trains == "critic" else ("module",)
+        # counted over all epochs, so that short ones favour neither
+        is_due = (self.n_updates - 1) % self.critic_every == 0
+        if self.trains == "critic":
+            return ("critic",) if is_due else ()
+        if self.module.critic_turn == "alone":
+            return ("critic",) if self.n_updates % (self.critic_every + 1) else ("module",)
+        if not is_due:
+            return ("module",)
+        return ("critic", "module") if self.module.critic_turn == "before" else ("module", "critic")
 
     def _update(
         self,
@@ -186,7 +231,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
         if loss.device.type == "cpu":
             self._check_finite()
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("factor", 1.0)
         # None, not zero: parameters that took no part must not move
         for parameter in parameters:
             parameter.grad = None
@@ -212,8 +257,13 @@ class PerturbationTrainingPlan(pl.LightningModule):
             self._add("validation_loss", self(one).loss.detach(), one)
 
     def on_validation_epoch_end(self) -> None:
-        """Note the mean, so that early stopping sees it."""
+        """Note the mean, so that early stopping sees it; copy the weights where the module keeps the best."""
         self._note_means("validation_loss")
+        if not self.module.keeps_best or self.trainer.sanity_checking:
+            return
+        reached = self.history["validation_loss"][self.current_epoch]
+        if self._best is None or reached < self._best[0]:
+            self._best = reached, {name: value.detach().clone() for name, value in self._state().items()}
 
     def _burst(self, batch: Burst | Tensors, batch_idx: int) -> Burst:
         return batch if isinstance(batch, Burst) else Burst(iter([batch]), batch_idx, self.device)

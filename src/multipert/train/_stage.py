@@ -18,18 +18,25 @@ class Stage:
     ----------
     pairing
         What a batch holds: "self" cells under their own label, "random" cells with a control cell of their context,
-        "ot" control cells with a transported partner of each condition, "group" some cells of each of several contexts
-        and conditions, with as many control cells of the context.
+        "ot" control cells with a transported partner of each condition, "any" perturbed cells with a control cell of any
+        context that is drawn anew each epoch, "group" some cells of each of several contexts and conditions, with as many
+        control cells of the context.
     trains
         Which parameters move: "module" without its adversary, which then takes no part in the loss; "critic" the
         adversary alone; "all" both in turn.
     share
         Length of the pass, as a share of the epochs or updates asked for.
+    name
+        What the module finds in its `stage` during the pass, where it learns something else in each.
+    itself
+        Whether transported control cells also meet themselves, under control.
     """
 
     pairing: Pairing = "self"
     trains: Trains = "all"
     share: float = 1.0
+    name: str = ""
+    itself: bool = True
 
     @classmethod
     def of(cls, stage: Stage | Pairing) -> Stage:
