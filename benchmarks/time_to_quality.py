@@ -18,18 +18,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 import torch
 from _kang import RESULTS, read
+from _records import run_all, write
 from lightning.pytorch.callbacks import Callback
 
 import multipert as mp
@@ -200,7 +198,7 @@ def score_job(job: Job, max_epochs: int | None) -> pd.DataFrame:
     return table
 
 
-def run(job: Job, work: Path, deadline: float, max_epochs: int | None) -> str:
+def run(job: Job, deadline: float, work: Path, max_epochs: int | None) -> str:
     """Make the record of one job, unless it is there or the time is over."""
     path = job.path(work)
     if path.exists() or time.time() > deadline:
@@ -208,29 +206,8 @@ def run(job: Job, work: Path, deadline: float, max_epochs: int | None) -> str:
     torch.set_num_threads(1)
     start = time.perf_counter()
     table = score_job(job, max_epochs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    table.to_csv(unfinished, index=False)
-    unfinished.replace(path)
+    write(table, path)
     return f"{time.perf_counter() - start:.0f} s, R2 {table['r2_pearson_bootstrap'].iloc[-1]:.3f}"
-
-
-def run_all(jobs: list[Job], args: argparse.Namespace) -> int:
-    """Run the jobs in processes of their own; the number of jobs that failed."""
-    # read by the numerical libraries when a process imports them
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"))
-    deadline = time.time() + 60 * args.minutes
-    n_failed = 0
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        given = {pool.submit(run, job, args.work, deadline, 1 if args.quick else None): job for job in jobs}
-        for i, future in enumerate(as_completed(given), 1):
-            error = future.exception()
-            n_failed += error is not None
-            told = f"{type(error).__name__}: {error}" if error else future.result()
-            print(
-                f"{i}/{len(jobs)} {time.strftime('%H:%M:%S')} {' '.join(map(str, given[future]))}: {told}", flush=True
-            )
-    return n_failed
 
 
 def at_the_end(table: pd.DataFrame) -> pd.DataFrame:
@@ -335,7 +312,8 @@ def main() -> int:
     # MTAeED has no published schedule
     jobs = [job for job in jobs if job.schedule in ("long", *getattr(mp.model, job.model).presets)]
     jobs.sort(key=Job.turn)
-    n_failed = 0 if args.collect else run_all(jobs, args)
+    task = partial(run, work=args.work, max_epochs=1 if args.quick else None)
+    n_failed = 0 if args.collect else run_all(task, jobs, args.workers, args.minutes)
     collect(jobs, args)
     return min(n_failed, 1)
 

@@ -104,7 +104,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One optimiser for the module, a second for its adversary if any."""
         main, critic = self.module.parameter_groups(), self.module.critic_groups()
-        optimizers = [self._adam(main, self.lr)]
+        optimizers: list[torch.optim.Optimizer] = [self._adam(main, self.lr)]
         if critic and self.module.critic_optimizer == "sgd":
             optimizers.append(torch.optim.SGD(critic, lr=self.critic_lr, weight_decay=self.weight_decay))
         elif critic:

@@ -1,6 +1,6 @@
-"""Picture of what `kang_family.py` stored.
+"""Picture of what `kang_family.py` or `kang_baselines.py` stored.
 
-Run: python benchmarks/plot_kang_family.py
+Run: python benchmarks/plot_kang_grid.py kang_family
 Writes docs/_static/kang_family.png: mean over seeds and held-out types, and the range of the types, three metrics.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from _kang import RESULTS
-from kang_family import FILES, REALISATIONS
+from _kang_grid import FILES, REALISATIONS, REFERENCES
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 PANELS = {
@@ -27,12 +27,17 @@ MARKERS = {"plain": "o", "residual": "s", "counts": "D"}
 STATIC = Path(__file__).resolve().parents[1] / "docs" / "_static"
 
 
+def is_reference(model: str) -> bool:
+    """Whether a row is of a model without a network."""
+    return model.split(" ")[0] in {name for name, _, _ in REFERENCES}
+
+
 def draw(axis: plt.Axes, table: pd.DataFrame, metric: str) -> list[str]:
     """One panel; the models from top to bottom."""
     by_type = table.groupby(["model", "realise", "held_out"], sort=False, dropna=False)[metric].mean()
     models = [name for name in dict.fromkeys(table["model"]) if name not in ("NoPerturb", "ceiling")]
     # references last, below the models that the picture is about
-    models.sort(key=lambda name: not name.startswith("MT"))
+    models.sort(key=is_reference)
     for row, name in enumerate(models):
         for offset, realise in zip((-0.25, 0, 0.25), REALISATIONS, strict=True):
             if realise not in by_type[name]:
@@ -47,7 +52,7 @@ def draw(axis: plt.Axes, table: pd.DataFrame, metric: str) -> list[str]:
         if pd.notna(mean):
             plain = ", plain" if name in models else ""
             axis.axvline(mean, color=colour, ls=style, lw=0.9, label=name + plain, zorder=0)
-    axis.axhspan(sum(name.startswith("MT") for name in models) - 0.5, len(models) - 0.5, color="0.94", zorder=-1, lw=0)
+    axis.axhspan(sum(not is_reference(name) for name in models) - 0.5, len(models) - 0.5, color="0.94", zorder=-1, lw=0)
     axis.set_ylim(len(models) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -57,18 +62,21 @@ def draw(axis: plt.Axes, table: pd.DataFrame, metric: str) -> list[str]:
 def main() -> int:
     """Draw the picture from the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=("kang_family", "kang_baselines"))
     parser.add_argument("--tables", type=Path, default=RESULTS, help="folder of the tables")
-    parser.add_argument("--out", type=Path, default=STATIC / "kang_family.png")
+    parser.add_argument("--out", type=Path, help="docs/_static/<benchmark>.png where nothing is given")
     args = parser.parse_args()
-    files = [file for file in FILES if (args.tables / f"kang_family_{file}.csv").exists()]
+    files = [file for file in FILES if (args.tables / f"{args.benchmark}_{file}.csv").exists()]
     if not files:
-        raise SystemExit(f"{args.tables} has no table of this benchmark; run `python benchmarks/kang_family.py` first")
+        raise SystemExit(
+            f"{args.tables} has no table of this benchmark; run `python benchmarks/{args.benchmark}.py` first"
+        )
     shape = (len(files), len(PANELS))
     figure, axes = plt.subplots(
         *shape, sharex="col", sharey=True, squeeze=False, figsize=(11, 5 * len(files)), layout="constrained"
     )
     for row, file in zip(axes, files, strict=True):
-        table = pd.read_csv(args.tables / f"kang_family_{file}.csv")
+        table = pd.read_csv(args.tables / f"{args.benchmark}_{file}.csv")
         for axis, (metric, title) in zip(row, PANELS.items(), strict=True):
             models = draw(axis, table, metric)
             axis.set_title(title if file == files[0] else "", fontsize=10)
@@ -80,7 +88,7 @@ def main() -> int:
         row[0].set_ylabel(file, fontsize=10)
     handles, labels = axes[0, 1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    figure.savefig(args.out, dpi=130)
+    figure.savefig(args.out or STATIC / f"{args.benchmark}.png", dpi=130)
     return 0
 
 
