@@ -165,6 +165,13 @@ def _with(
     return merged
 
 
+def _reconstructing_first(presets: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Presets where a pass of reconstruction comes before one of transport: by default a shorter one, else as long."""
+    return {
+        name: {**preset, "shares": (0.25, 1.0) if name == "default" else (1.0, 1.0)} for name, preset in presets.items()
+    }
+
+
 def check_widths(**widths: int | Sequence[int]) -> None:
     """Refuse widths below 1.
 
@@ -468,8 +475,8 @@ class MTAeOT(MTAe):
 class MTAePlusOT(MTAe):
     """MTAe trained on reconstruction, then on transported pairs :cite:p:`Katzalis2025`.
 
-    The passes of :class:`MTAe` and :class:`MTAeOT` one after the other on the same weights. Arguments are those of
-    :class:`MTAe`.
+    The passes of :class:`MTAe` and :class:`MTAeOT` one after the other on the same weights; by default the first is a quarter
+    as long as the second, which has to undo part of it. Arguments are those of :class:`MTAe`.
 
     Examples
     --------
@@ -483,6 +490,10 @@ class MTAePlusOT(MTAe):
     """
 
     stages = (Stage("self"), Stage("ot"))
+    presets: ClassVar[dict[str, dict[str, Any]]] = _reconstructing_first(MTAe.presets)
+
+
+_VARIATIONAL = _with(MTAe.presets, kl_weight=0.004, train_vae_heads=True, published={"lr": 6.62e-6, "batch_size": 32})
 
 
 class MTVae(MTAe):
@@ -511,9 +522,7 @@ class MTVae(MTAe):
 
     tags = replace(MTAe.tags, samples=True)
     parts = {"variational": True}
-    presets: ClassVar[dict[str, dict[str, Any]]] = _with(
-        MTAe.presets, kl_weight=0.004, train_vae_heads=True, published={"lr": 6.62e-6, "batch_size": 32}
-    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = _with(_VARIATIONAL, n_updates=500)
     search_space: ClassVar[dict[str, tuple]] = {**MTAe.search_space, "kl_weight": ("log", 1e-4, 1.0)}
 
 
@@ -534,7 +543,7 @@ class MTVaeOT(MTAe):
     """
 
     tags, parts, stages = MTVae.tags, MTVae.parts, MTAeOT.stages
-    presets, search_space = MTVae.presets, MTVae.search_space
+    presets, search_space = _VARIATIONAL, MTVae.search_space
 
 
 class MTVaePlusOT(MTAe):
@@ -554,4 +563,5 @@ class MTVaePlusOT(MTAe):
     """
 
     tags, parts, stages = MTVae.tags, MTVae.parts, MTAePlusOT.stages
-    presets, search_space = MTVae.presets, MTVae.search_space
+    presets: ClassVar[dict[str, dict[str, Any]]] = _reconstructing_first(_VARIATIONAL)
+    search_space = MTVae.search_space
