@@ -32,6 +32,7 @@ def mean_course(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 def draw(axis: plt.Axes, table: pd.DataFrame, metric: str) -> None:
     """The schedules of one model and data set, the end of each is marked."""
     if table.empty:
+        axis.set_axis_off()
         return
     for schedule, colour in COLOURS.items():
         along = mean_course(table[table["schedule"] == schedule], metric)

@@ -5,6 +5,7 @@ from typing import Final
 # Keys of the batch dictionary and of the scvi-tools registry.
 X: Final = "X"
 X_CONTROL: Final = "X_control"
+X_TARGET: Final = "X_target"
 PERTURBATION: Final = "perturbation"
 DOSE: Final = "dose"
 CONTEXT: Final = "context"
@@ -25,6 +26,7 @@ N_CELLS: Final = "n_cells"
 # Where setup_anndata puts what it derives (obsm of the AnnData).
 CODES_OBSM: Final = "_multipert_perturbation"
 DOSES_OBSM: Final = "_multipert_dose"
+TARGET_OBSM: Final = "_multipert_target"
 
 # Layers and uns.
 COUNTS_LAYER: Final = "counts"

@@ -41,6 +41,12 @@ def draw(name: str, ax: Axes | None = None) -> Axes:
             return pl.gene_distributions({"control": control, "observed": observed}, ["gene_1", "gene_2"], ax=ax)
         case "dose_response":
             return pl.dose_response(observed, adata, "gene_1", ax=ax)
+        case "gene_scores":
+            scores = pd.DataFrame({"score": np.linspace(2, -2, 9), "r2": 0.5}, index=[f"gene_{i}" for i in range(9)])
+            return pl.gene_scores(scores, ax=ax)
+        case "pseudo_dose":
+            values = pd.Series(adata.obs["dose"] / 10 + np.random.default_rng(0).normal(0, 0.3, 60))
+            return pl.pseudo_dose(values, adata.obs["dose"], ax=ax)
         case "latent":
             return pl.latent(adata, "X_MTAe", ax=ax)
         case "perturbations":

@@ -87,10 +87,12 @@ class ExpressionField(_Field):
         Name of the layer; None is `X`.
     mod_key
         Modality of a MuData.
+    registry_key
+        Key of the tensor in a batch.
     """
 
-    def __init__(self, layer: str | None, mod_key: str | None = None) -> None:
-        super().__init__(_keys.X, "X" if layer is None else "layers", layer, mod_key)
+    def __init__(self, layer: str | None, mod_key: str | None = None, registry_key: str = _keys.X) -> None:
+        super().__init__(registry_key, "X" if layer is None else "layers", layer, mod_key)
 
     def register_field(self, adata: AnnData | MuData) -> dict:
         """Note sizes and gene names."""
@@ -109,6 +111,42 @@ class ExpressionField(_Field):
     def get_summary_stats(self, state_registry: dict) -> dict:
         """Sizes of the data set."""
         return {"n_vars": state_registry["n_vars"], "n_cells": state_registry["n_obs"]}
+
+
+class TargetField(ExpressionField):
+    """Values of a target modality, and the groups of its features.
+
+    Parameters
+    ----------
+    layer
+        Name of the layer; None is `X`.
+    mod_key
+        Modality of a MuData.
+    chromosome_key
+        var column with the chromosome of each feature; None for none.
+    """
+
+    def __init__(self, layer: str | None, mod_key: str, chromosome_key: str | None = None) -> None:
+        super().__init__(layer, mod_key, _keys.X_TARGET)
+        self.chromosome_key = chromosome_key
+
+    def register_field(self, adata: AnnData | MuData) -> dict:
+        """Note sizes, names and chromosomes."""
+        state = super().register_field(adata)
+        if self.chromosome_key is not None:
+            names, codes = np.unique(self.holder(adata).var[self.chromosome_key].astype(str), return_inverse=True)
+            state |= {"chromosomes": names.astype(object), "chromosome_codes": codes.astype(np.int16)}
+        return state
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData | MuData, **kwargs: Any) -> dict:
+        """Register data that must hold the same features in the same order; their chromosomes are the saved ones."""
+        check_genes(self.holder(adata_target).var_names, state_registry["column_names"])
+        groups = {key: state_registry[key] for key in ("chromosomes", "chromosome_codes") if key in state_registry}
+        return {**ExpressionField.register_field(self, adata_target), **groups}
+
+    def get_summary_stats(self, state_registry: dict) -> dict:
+        """Number of features."""
+        return {"n_target_vars": state_registry["n_vars"]}
 
 
 class ConditionField(_Field):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Pairing = Literal["self", "random", "ot", "any", "group"]
+Pairing = Literal["self", "random", "ot", "any", "group", "label"]
 
 _FIT_CELLS = 10_000
 
@@ -230,6 +230,45 @@ def _controls_as_pairs(
         logger.warning("%d perturbed cell(s) have no control cell to be paired with and are left out.", dropped)
     perturbed, found = perturbed[found >= 0], found[found >= 0]
     return pd.DataFrame({"control": found, "perturbed": perturbed, "condition": conditions[perturbed]})
+
+
+def label_pairs(
+    labels: np.ndarray, rows: np.ndarray, *, n_copies: int = 3, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pair cells with themselves, and then with cells of their own label drawn without replacement.
+
+    Parameters
+    ----------
+    labels
+        Label of each cell, shape `(n_cells,)`.
+    rows
+        Row numbers to pair; partners are taken among these only.
+    n_copies
+        How often each cell comes on either side, the true pair counted.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    Row numbers of both sides, each of shape `(n_copies * len(rows),)`; the first `len(rows)` pairs are the true ones.
+
+    Examples
+    --------
+    >>> first, second = label_pairs(np.array(["a", "b", "a", "b"]), np.arange(4), n_copies=2)
+    >>> first[:4].tolist(), second[:4].tolist()
+    ([0, 1, 2, 3], [0, 1, 2, 3])
+    >>> sorted(second[4:].tolist())
+    [0, 1, 2, 3]
+    """
+    rows, rng = np.asarray(rows), np.random.default_rng(seed)
+    of_label = labels[rows]
+    sides = [[rows], [rows]]
+    for _ in range(n_copies - 1):
+        for label in np.unique(of_label):
+            members = rows[of_label == label]
+            for side in sides:
+                side.append(rng.permutation(members))
+    return np.concatenate(sides[0]), np.concatenate(sides[1])
 
 
 def named_controls(obs: pd.DataFrame, is_control: np.ndarray, pairing_key: str) -> np.ndarray:

@@ -34,6 +34,8 @@ class CellStore:
         :func:`multipert.data._disk.disk_rows`.
     columns
         Other arrays by batch key, each with `n_cells` rows.
+    target
+        The same cells' values in a target modality, shape `(n_cells, n_target_vars)`.
 
     Raises
     ------
@@ -41,10 +43,11 @@ class CellStore:
         If a matrix on disk is stored by columns.
     """
 
-    def __init__(self, x: Any, columns: dict[str, np.ndarray]) -> None:
+    def __init__(self, x: Any, columns: dict[str, np.ndarray], target: Any = None) -> None:
         self.n_cells, self.n_vars = x.shape
         self._columns = {key: torch.as_tensor(np.ascontiguousarray(value)) for key, value in columns.items()}
         self._cells = _held(x)
+        self._of_target = None if target is None else CellStore(target, {})
         self._shares = _shares(x, self._cells)
         # also once the cells are on a device: the order must not depend on how much memory that has
         self.by_blocks = self.on_disk
@@ -55,18 +58,20 @@ class CellStore:
     @property
     def on_disk(self) -> bool:
         """Whether expression is read from files batch by batch."""
-        return isinstance(self._cells, _DiskRows)
+        return isinstance(self._cells, _DiskRows) or bool(self._of_target and self._of_target.on_disk)
 
     @property
     def nbytes(self) -> int:
         """Bytes held for the cells, shared ones included: expression (of files: where each row begins) and columns."""
-        return self._cells.nbytes + sum(value.nbytes for value in self._columns.values())
+        target = self._of_target.nbytes if self._of_target else 0
+        return self._cells.nbytes + sum(value.nbytes for value in self._columns.values()) + target
 
     @property
     def own_bytes(self) -> int:
         """Bytes held that are not shared with the matrix given."""
         columns = sum(value.nbytes for value in self._columns.values())
-        return columns + (0 if self._shares else self._cells.nbytes)
+        target = self._of_target.own_bytes if self._of_target else 0
+        return columns + (0 if self._shares else self._cells.nbytes) + target
 
     def reading_bytes(self, n_cells: int) -> int:
         """Bytes of some cells when they are read from disk; 0 for cells that are in memory.
@@ -80,7 +85,8 @@ class CellStore:
         -------
         About as many bytes.
         """
-        return int(self._cells.resident_bytes() * n_cells / self.n_cells) if self.on_disk else 0
+        own = int(self._cells.resident_bytes() * n_cells / self.n_cells) if isinstance(self._cells, _DiskRows) else 0
+        return own + (self._of_target.reading_bytes(n_cells) if self._of_target else 0)
 
     def with_columns(self, columns: dict[str, np.ndarray]) -> CellStore:
         """The same cells with further columns; the expression is shared.
@@ -128,9 +134,12 @@ class CellStore:
             return self
         columns = sum(value.nbytes for value in self._columns.values())
         if self._home.type == "cpu" and self._cells.resident_bytes() + columns <= share * _free_bytes(device):
-            return self._moved(device)
-        store = copy(self)
-        store._target = device
+            store = self._moved(device)
+        else:
+            store = copy(self)
+            store._target = device
+        if self._of_target:
+            store._of_target = self._of_target.to(device, share)
         return store
 
     def _moved(self, device: torch.device) -> CellStore:
@@ -153,10 +162,13 @@ class CellStore:
         -------
         A store that gives batches of these rows only.
         """
-        if not isinstance(self._cells, _DiskRows):
+        if not self.on_disk:
             return self
         store = copy(self)
-        store._cells = self._cells.read(rows)
+        if isinstance(self._cells, _DiskRows):
+            store._cells = self._cells.read(rows)
+        if self._of_target:
+            store._of_target = self._of_target.read(rows)
         return store
 
     def expression(self, rows: np.ndarray) -> torch.Tensor:
@@ -189,17 +201,20 @@ class CellStore:
         rows
             Row numbers.
         partners
-            Row numbers of their paired controls, if the pass uses any.
+            Row numbers of their paired controls, if the pass uses any; with a target modality, of the cells whose values
+            there they meet, where those are not their own.
 
         Returns
         -------
         Tensors by batch key; `"X_control"` holds the expression of the partners and `"context_control"`, where contexts are
-        registered, theirs.
+        registered, theirs; with a target modality `"X_target"` holds the values there in place of both.
         """
         index = torch.as_tensor(rows, device=self._home)
         tensors = {_keys.X: self.expression(rows)}
         tensors.update({key: self._sent(value[index]) for key, value in self._columns.items()})
-        if partners is not None:
+        if self._of_target:
+            tensors[_keys.X_TARGET] = self._of_target.expression(rows if partners is None else partners)
+        elif partners is not None:
             tensors[_keys.X_CONTROL] = self.expression(partners)
             if _keys.CONTEXT in self._columns:
                 at = torch.as_tensor(partners, device=self._home)

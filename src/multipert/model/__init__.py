@@ -10,6 +10,10 @@ from ._module import PerturbationModule as PerturbationModule
 from ._mtae import MTAe, MTAeAdv, MTAeAdvG, MTAeOT, MTAePlusOT, MTVae, MTVaeOT, MTVaePlusOT
 from ._mtaeed import MTAeED
 from ._nearestperturbation import NearestPerturbation
+from ._scbutterfly import ScButterfly
+from ._scgen import ScGen
+from ._scpregan import ScPreGAN
+from ._scvidr import ScVIDR
 from ._tags import ModelTags as ModelTags
 from ._twofactor import TwoFactor
 
@@ -29,5 +33,9 @@ __all__ = [
     "MTVaePlusOT",
     "NearestPerturbation",
     "NoPerturb",
+    "ScButterfly",
+    "ScGen",
+    "ScPreGAN",
+    "ScVIDR",
     "TwoFactor",
 ]

@@ -30,6 +30,7 @@ from ._results import annotation, cells_to_anndata, join_samples, means_to_annda
 from ._setup import Setup
 from ._targets import Target, check_known, check_samples, encode_targets, label_columns, read_targets
 from ._training import PREDICT_BATCH, checked_batch_size, fit_model
+from ._translation import CellChoice, annotate_modalities, predict_modalities, refuse_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,8 +53,8 @@ class PerturbationModel(BaseModelClass):
     """
 
     tags: ClassVar[ModelTags]
-    stages: ClassVar[tuple[Stage | Pairing, ...]] = ("self",)
-    """Training passes; none for a model fitted in closed form."""
+    stages: tuple[Stage | Pairing, ...] = ("self",)
+    """Training passes; none for a model fitted in closed form. A model may choose them by its setup."""
     parts: ClassVar[dict[str, Any]] = {}
     """Keyword arguments of the module that make a variant."""
     _partner: Partner = "best"
@@ -142,6 +143,8 @@ class PerturbationModel(BaseModelClass):
         *,
         modalities: Mapping[str, str],
         layer: str | None = None,
+        target_layer: str | None = None,
+        chromosome_key: str | None = None,
         context_key: str | None = None,
         categorical_covariate_keys: Sequence[str] | None = None,
         dose_key: str | None = None,
@@ -164,9 +167,15 @@ class PerturbationModel(BaseModelClass):
             Label of the control cells.
         modalities
             `{"expression": name, "labels": name}`: the modality of the expression, its layers and embeddings, and the
-            one whose obs holds the labels; without `"labels"` they are in the obs of the MuData itself.
+            one whose obs holds the labels; without `"labels"` they are in the obs of the MuData itself. For a model whose
+            tag `translates` is True also `"target"`: the modality that cells are translated into. Every cell must then be
+            in both, in the same order; there are no perturbations and no control cells.
         layer
             Layer of the expression.
+        target_layer
+            Layer of the target modality.
+        chromosome_key
+            var column of the target modality with the chromosome of each peak.
         context_key
             obs column of contexts.
         categorical_covariate_keys
@@ -178,7 +187,8 @@ class PerturbationModel(BaseModelClass):
         cell_embedding_key
             Key in `obsm` of a given embedding of the cells.
         pairing_key
-            obs column with the name of the paired control cell.
+            obs column with the name of the paired control cell; with a target modality one of labels (types or clusters),
+            within which cells are also paired at random.
         signed
             Whether values may be negative.
         delimiter
@@ -202,6 +212,7 @@ class PerturbationModel(BaseModelClass):
         if adata is data and setup.modalities is not None:
             raise TypeError("AnnData was given where a MuData (setup_mudata) is needed; use setup_anndata.")
         setup.check(adata, cls.tags, cls.__name__)
+        setup.check_target(data)
         if data.is_view:
             raise ValueError("The data are a view of another object; run `adata = adata.copy()` first.")
         manager = AnnDataManager(fields=setup.fields(adata), setup_method_args=setup_args)
@@ -215,7 +226,7 @@ class PerturbationModel(BaseModelClass):
             raise ValueError(f"preset={preset!r} is unknown{close_matches(name, self.presets)}")
         self._preset = {**self.presets["default"], **self.presets[name]}
         self._setup = Setup.from_registry(self.registry_)
-        state = self.registry_["field_registries"][_keys.PERTURBATION]["state_registry"]
+        state = self._label_state()
         self._codec = ConditionCodec(tuple(state["vocabulary"]), state["control"], state["delimiter"])
         self._n_slots = int(state["n_slots"])
         self._n_embedding = int(state.get("n_embedding", 0)) or None
@@ -225,6 +236,13 @@ class PerturbationModel(BaseModelClass):
         self._model_summary_string = (
             f"{type(self).__name__}: {len(self._codec.vocabulary)} perturbation(s), {self.summary_stats.n_vars} genes"
         )
+
+    def _label_state(self) -> dict[str, Any]:
+        """What the registry holds of the labels; between two modalities their names stand for control and perturbation."""
+        if self._setup.translates:
+            names = {"vocabulary": [self._setup.target_modality], "control": self._setup.expression_modality}
+            return {**names, "delimiter": None, "n_slots": 1}
+        return self.registry_["field_registries"][_keys.PERTURBATION]["state_registry"]
 
     def _new_module(self) -> PerturbationModule:
         """Make the module from the model's arguments; called again at the first training, under its seed."""
@@ -421,7 +439,15 @@ class PerturbationModel(BaseModelClass):
         columns.update({_keys.PERTURBATION: codes[inverse], _keys.DOSE: doses[inverse]})
         if self.module.keyed_training:
             columns[_keys.CELL_KEY] = cell_keys(seed, adata.obs_names)
-        return CellStore(self._setup.expression(adata), columns)
+        target = None
+        if self._setup.translates:
+            target = self._setup.target_expression(adata)
+            self._check_values(target, adata.obs_names, side=1)
+        return CellStore(self._setup.expression(adata), columns, target)
+
+    def _check_values(self, x: Any, obs_names: pd.Index, *, side: int, rows: np.ndarray | None = None) -> None:
+        """Refuse values of one of two modalities, the expression (0) or the target (1), that are not of its kind."""
+        raise NotImplementedError(f"{type(self).__name__} must define _check_values.")
 
     def _partners(self, adata: AnnData, rows: np.ndarray, seed: int) -> np.ndarray:
         if self._setup.pairing_key is not None:
@@ -448,7 +474,8 @@ class PerturbationModel(BaseModelClass):
     ) -> AnnData:
         """Predict control cells under other labels; the input is never changed.
 
-        Cost is linear in targets x control cells; each control cell is encoded once.
+        Cost is linear in targets x control cells; each control cell is encoded once. A model that was set up with a target
+        modality translates all cells, and a modality stands for a label.
 
         Parameters
         ----------
@@ -456,7 +483,8 @@ class PerturbationModel(BaseModelClass):
             Data with control cells, set up or not; None takes the model's own.
         perturbation
             A label, several, a DataFrame with the columns perturbation, dose and context, or None for every trained
-            label but control.
+            label but control. Of two modalities the name of that to predict, from cells that need to have the other only;
+            None predicts both, as a MuData.
         dose
             A dose for all labels, or one for each, in the units of the training data.
         context
@@ -483,7 +511,8 @@ class PerturbationModel(BaseModelClass):
         For "cells" `n_targets * n_control` rows with `X` in the space of the training layer, the control cell's obs
         with perturbation and dose replaced, and `source_cell`; for "mean" one row per target and context with
         `layers["variance"]` (over cells, population variance) and `obs["n_cells"]`. With `n_samples` there are as many
-        times the rows of "cells", numbered in `obs["draw"]`; means and variances are over cells and samples.
+        times the rows of "cells", numbered in `obs["draw"]`; means and variances are over cells and samples. Translated
+        cells keep their names and obs.
 
         Raises
         ------
@@ -495,9 +524,13 @@ class PerturbationModel(BaseModelClass):
             If an obs column or layer is absent.
         """
         self._require_trained()
-        check_realise(realise, self._setup.signed, self.tags.output)
         if returns not in ("cells", "mean"):
             raise ValueError(f"returns={returns!r} is unknown; known: 'cells', 'mean'.")
+        if self._setup.translates:
+            refuse_options(dose=dose, n_samples=n_samples, clip=clip, realise=None if realise == "plain" else realise)
+            cells = CellChoice(context, indices, batch_size)
+            return predict_modalities(self, adata, perturbation, cells, returns=returns)
+        check_realise(realise, self._setup.signed, self.tags.output)
         batch_size = checked_batch_size(batch_size, PREDICT_BATCH)
         check_samples(n_samples, self.tags, type(self).__name__)
         targets = read_targets(
@@ -515,7 +548,8 @@ class PerturbationModel(BaseModelClass):
         rows = self._control_rows(source, context, indices)
         groups = self._target_rows(source, targets, rows)
         # the mean of a context is taken over all its control cells
-        read = self._setup.is_control(source) if self.module.context_means else np.isin(np.arange(source.n_obs), rows)
+        needs_all = self.module.context_means or self.module.context_latents
+        read = self._setup.is_control(source) if needs_all else np.isin(np.arange(source.n_obs), rows)
         self._check_rows(source, np.flatnonzero(read))
         predictor = self._predictor(source, realise, clip, seed, batch_size)
         provenance = self._provenance(realise, seed)
@@ -540,7 +574,8 @@ class PerturbationModel(BaseModelClass):
 
         Row i of the predicted layer is the counterfactual, under cell i's own label, of the control cell paired with
         cell i; a perturbed cell's own expression is never an input, so the layer can be scored. Cells that cannot be
-        predicted, for want of control cells in their context or of training, get NaN and a warning.
+        predicted, for want of control cells in their context or of training, get NaN and a warning. Of two modalities each
+        gets the prediction from the other, and its own latent representation.
 
         Parameters
         ----------
@@ -565,6 +600,10 @@ class PerturbationModel(BaseModelClass):
             As in :meth:`predict`.
         """
         self._require_trained()
+        if self._setup.translates:
+            refuse_options(realise=None if realise == "plain" else realise)
+            annotate_modalities(self, adata, key or type(self).__name__, latent=latent, prediction=prediction)
+            return
         check_realise(realise, self._setup.signed, self.tags.output)
         source = self._source(adata)
         self._check_rows(source, None)
@@ -706,6 +745,8 @@ class PerturbationModel(BaseModelClass):
         return ~np.isin(names.astype(str), self.trained_contexts_)
 
     def _check_contexts(self, source: AnnData, rows: np.ndarray) -> None:
+        if not self.tags.uses_context or self.tags.unseen_context:
+            return
         names = self._setup.contexts(source)[rows]
         unseen = sorted(set(names[self._is_unseen_context(names)]))
         if unseen:
@@ -795,7 +836,7 @@ class PerturbationModel(BaseModelClass):
         means = None
         if self.module.context_means and needs_means:
             means = ContextMeans.of(expression, contexts, self._setup.is_control(source))
-        return Predictor(
+        predictor = Predictor(
             module=self.module,
             store=CellStore(expression, columns),
             obs_names=source.obs_names,
@@ -807,6 +848,9 @@ class PerturbationModel(BaseModelClass):
             means=means,
             counts=counts,
         )
+        if self.module.context_latents and needs_means:
+            predictor.latents = ContextMeans.of_latents(predictor, self._setup.is_control(source))
+        return predictor
 
     def _extra_columns(self, source: AnnData, contexts: np.ndarray) -> dict[str, np.ndarray]:
         """Context, covariates and embedding of the cells, in the saved codes."""

@@ -205,6 +205,10 @@ class PerturbationModule(BaseModuleClass):
         """
         return torch.expm1(decoded_control.clamp(min=0)), torch.expm1(decoded.clamp(min=0))
 
+    def reconstruction(self, tensors: Tensors) -> torch.Tensor:
+        """Cells decoded under their own labels, shape `(B, n_vars)`; the decoder's means are compared with the cells'."""
+        return self.counterfactual(tensors)
+
     def prepare(self, loader: CellLoader) -> None:
         """Called once before the first stage with a loader over the training cells."""
 

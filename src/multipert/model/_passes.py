@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from multipert.data._checks import check_column
 from multipert.data._loaders import CellLoader, GroupLoader
-from multipert.data._pairing import check_pairs, transport_pairs
+from multipert.data._pairing import check_pairs, label_pairs, transport_pairs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,6 +48,9 @@ class Pass:
         elif self.pairing == "group":
             groups = self._groups(rows, rows)
             kept = np.concatenate([rows[:0], *(cells for cells, _ in groups if not is_control[cells[0]])])
+        elif self.pairing == "label":
+            labels = check_column(self.adata.obs, str(self.model._setup.pairing_key), "pairing_key").astype(str)
+            kept, partners = label_pairs(labels.to_numpy(dtype=object), rows, seed=self.seed)
         else:
             kept, partners = self._paired(rows, rows)
         if not len(kept):
@@ -86,11 +90,15 @@ class Pass:
 
     def _paired(self, rows: np.ndarray, pool: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Cells of the pass, and their paired controls."""
-        if self.pairing == "self" or not len(rows):
+        # cells that are held out meet nobody but themselves
+        if self.pairing in ("self", "label") or not len(rows):
             return rows, None
         if self.pairing == "ot" and self.model._setup.pairing_key is None:
             return transported_rows(self.model, self.adata, rows, pool, self.seed, itself=self.itself)
         partners = self.model._partners(self.adata, pool, self.seed)[np.searchsorted(pool, rows)]
+        if self.pairing == "ot" and not self.itself:
+            is_perturbed = ~self.model._setup.is_control(self.adata)[rows]
+            rows, partners = rows[is_perturbed], partners[is_perturbed]
         partners = np.where(np.isin(partners, pool), partners, -1)
         dropped = int((partners < 0).sum())
         if dropped:

@@ -16,7 +16,7 @@ from multipert.data._noise import cell_keys, sample_seed
 from ._realise import draw_counts, residual, size_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import pandas as pd
     from scipy import sparse
@@ -31,14 +31,14 @@ _ACCUMULATOR_BYTES = 256 * 2**20
 
 @dataclass
 class ContextMeans:
-    """Mean expression of the control cells of each context.
+    """Mean expression, or latent representation, of the control cells of each context.
 
     Parameters
     ----------
     names
         Names of the contexts, sorted.
     mean
-        Mean expression, shape `(n_contexts, n_vars)`, float32.
+        Their means, shape `(n_contexts, n_vars)` or `(n_contexts, n_latent)`, float32.
     """
 
     names: list[str]
@@ -61,17 +61,48 @@ class ContextMeans:
         -------
         The means of the contexts that have control cells.
         """
-        names = sorted(set(contexts[is_control]))
-        position = {name: i for i, name in enumerate(names)}
-        sums = np.zeros((len(names), x.shape[1]))
         rows = np.flatnonzero(is_control)
-        for at, block in row_blocks(x, rows):
-            dense = (block.toarray() if hasattr(block, "toarray") else np.asarray(block)).astype(np.float32)
-            codes = np.array([position[name] for name in contexts[at]])
-            for code in np.unique(codes):
-                sums[code] += dense[codes == code].sum(axis=0, dtype=np.float64)
-        totals = np.array([(contexts[rows] == name).sum() for name in names])[:, None]
-        return cls(names, torch.from_numpy((sums / totals).astype(np.float32)))
+        blocks = (
+            (at, (block.toarray() if hasattr(block, "toarray") else np.asarray(block)).astype(np.float32))
+            for at, block in row_blocks(x, rows)
+        )
+        return cls._of_blocks(blocks, contexts, rows)
+
+    @classmethod
+    @torch.inference_mode()
+    def of_latents(cls, predictor: Predictor, is_control: np.ndarray) -> ContextMeans:
+        """Compute the means of the latent representation, all control cells encoded once.
+
+        Parameters
+        ----------
+        predictor
+            The prediction that needs them.
+        is_control
+            Whether each of its cells is a control cell.
+
+        Returns
+        -------
+        The means of the contexts that have control cells, shape `(n_contexts, n_latent)`.
+        """
+        predictor.module.eval()
+        rows = np.flatnonzero(is_control)
+        blocks = (
+            (rows[at], predictor.module.inference(tensors)["z"].float().cpu().numpy())
+            for at, tensors in predictor.batches(rows)
+        )
+        return cls._of_blocks(blocks, predictor.contexts, rows)
+
+    @classmethod
+    def _of_blocks(
+        cls, blocks: Iterable[tuple[np.ndarray, np.ndarray]], contexts: np.ndarray, rows: np.ndarray
+    ) -> ContextMeans:
+        """Means of the contexts of `rows`, from row numbers and values of parts that together are all of them."""
+        sums: dict[str, Any] = dict.fromkeys(sorted(set(contexts[rows])), 0.0)
+        for at, block in blocks:
+            for name in set(contexts[at]):
+                sums[name] = sums[name] + block[contexts[at] == name].sum(axis=0, dtype=np.float64)
+        means = [total / (contexts[rows] == name).sum() for name, total in sums.items()]
+        return cls(list(sums), torch.from_numpy(np.stack(means).astype(np.float32)))
 
 
 @dataclass
@@ -100,6 +131,8 @@ class Predictor:
         Means of the contexts, where the module needs them.
     counts
         Raw counts of the cells, for `realise="counts"`.
+    latents
+        Mean latent representations of the contexts, where the module needs them.
     """
 
     module: PerturbationModule
@@ -112,6 +145,7 @@ class Predictor:
     contexts: np.ndarray
     means: ContextMeans | None = None
     counts: np.ndarray | sparse.csr_matrix | None = None
+    latents: ContextMeans | None = None
 
     def sampling(self, sample: int) -> Predictor:
         """The same prediction, drawn under the numbers of one sample.
@@ -136,11 +170,12 @@ class Predictor:
             yield at, self.batch(rows[at])
 
     def batch(self, rows: np.ndarray) -> Tensors:
-        """Some cells, on the device of the module, with the mean of their context where it is needed."""
+        """Some cells, on the device of the module, with the means of their context that are needed."""
         tensors = self.store.batch(rows)
-        if self.means is not None:
-            codes = np.searchsorted(self.means.names, self.contexts[rows].astype(str))
-            tensors["context_mean"] = self.means.mean[torch.from_numpy(codes)]
+        for key, means in (("context_mean", self.means), ("context_latent", self.latents)):
+            if means is not None:
+                codes = np.searchsorted(means.names, self.contexts[rows].astype(str))
+                tensors[key] = means.mean[torch.from_numpy(codes)]
         return {key: value.to(self.module.device) for key, value in tensors.items()}
 
     @torch.inference_mode()

@@ -13,7 +13,14 @@ from multipert import _keys
 from multipert.data._checks import check_column, check_control, check_expression, check_names, expression
 from multipert.data._codec import ConditionCodec, parse_column, tokens
 from multipert.data._conditions import Condition, canonical_label, close_matches
-from multipert.data._fields import CategoryField, CellEmbeddingField, ConditionField, DoseField, ExpressionField
+from multipert.data._fields import (
+    CategoryField,
+    CellEmbeddingField,
+    ConditionField,
+    DoseField,
+    ExpressionField,
+    TargetField,
+)
 from multipert.data._pairing import named_controls
 
 if TYPE_CHECKING:
@@ -24,15 +31,16 @@ if TYPE_CHECKING:
 
     from ._tags import ModelTags
 
-_MODALITIES = ("expression", "labels")
+_MODALITIES = ("expression", "labels", "target")
 
 
 @dataclass(frozen=True)
 class Setup:
     """The arguments of `setup_anndata` or `setup_mudata`, and what they mean for a data set.
 
-    Parameters are those of :meth:`multipert.model.PerturbationModel.setup_anndata`; `modalities` names the modality of
-    `"expression"` and of `"labels"` (None: the obs of the MuData itself).
+    Parameters are those of :meth:`multipert.model.PerturbationModel.setup_mudata`; `modalities` names the modality of
+    `"expression"`, of `"labels"` (None: the obs of the MuData itself) and, for a model that translates, the `"target"`.
+    Where there is a target, every cell is a source of it, as control cells are of perturbed ones elsewhere.
     """
 
     perturbation_key: str = _keys.PERTURBATION
@@ -47,6 +55,8 @@ class Setup:
     signed: bool = False
     delimiter: str | None = "+"
     modalities: Mapping[str, str] | None = None
+    target_layer: str | None = None
+    chromosome_key: str | None = None
 
     @classmethod
     def from_registry(cls, registry: Mapping[str, Any]) -> Setup:
@@ -63,6 +73,16 @@ class Setup:
     def expression_modality(self) -> str | None:
         """Modality of a MuData that holds the expression."""
         return None if self.modalities is None else self.modalities["expression"]
+
+    @property
+    def target_modality(self) -> str | None:
+        """Modality of a MuData that cells are translated into."""
+        return None if self.modalities is None else self.modalities.get("target")
+
+    @property
+    def translates(self) -> bool:
+        """Whether cells are translated between two modalities."""
+        return self.target_modality is not None
 
     @property
     def labels_modality(self) -> str | None:
@@ -84,13 +104,22 @@ class Setup:
         for role, name in self.modalities.items():
             if role not in _MODALITIES:
                 raise ValueError(f"modalities names {role!r}{close_matches(role, _MODALITIES)}")
-            if name not in data.mod:
+            if name not in data.mod and role != "target":
                 raise KeyError(f"modalities[{role!r}]={name!r} is not a modality{close_matches(name, data.mod)}")
-        source = data.mod[self.expression_modality]
-        labels = data if self.labels_modality is None else data.mod[self.labels_modality]
-        if not labels.obs_names.isin(source.obs_names).all() or labels.n_obs != source.n_obs:
+        if self.target_modality not in data.mod:
+            return self.with_labels(data, str(self.expression_modality))
+        check_same_cells(data.mod, str(self.expression_modality), str(self.target_modality))
+        adata = self.with_labels(data, str(self.expression_modality))
+        adata.obsm[_keys.TARGET_OBSM] = expression(data.mod[self.target_modality], self.target_layer)[0]
+        return adata
+
+    def with_labels(self, data: MuData, modality: str, *, everywhere: bool = True) -> AnnData:
+        """One modality with the labels of its cells, all of them unless `everywhere` is off; arrays are shared."""
+        source = data.mod[modality]
+        labels = data if self.labels_modality is None else data.mod.get(self.labels_modality, source)
+        if not source.obs_names.isin(labels.obs_names).all() or (everywhere and labels.n_obs != source.n_obs):
             raise ValueError(
-                f"Modality {self.expression_modality!r} has {source.n_obs} cells and the labels "
+                f"Modality {modality!r} has {source.n_obs} cells and the labels "
                 f"{labels.n_obs}; every cell must be in both (mudata.pp.intersect_obs)."
             )
         obs = labels.obs.loc[source.obs_names]
@@ -101,8 +130,18 @@ class Setup:
         """The expression matrix, shape `(n_cells, n_vars)`, as it is held."""
         return expression(adata, self.layer)[0]
 
+    def target_expression(self, adata: AnnData) -> Any:
+        """Values of the target modality, which :meth:`as_anndata` puts beside the expression; an error without them."""
+        if _keys.TARGET_OBSM not in adata.obsm:
+            raise KeyError(
+                f"modalities['target']={self.target_modality!r} is not a modality of these data, which training needs."
+            )
+        return adata.obsm[_keys.TARGET_OBSM]
+
     def conditions(self, adata: AnnData) -> tuple[list[Condition], np.ndarray]:
         """The distinct conditions of a data set and each cell's position among them."""
+        if self.translates:
+            return [()], np.zeros(adata.n_obs, dtype=np.int64)
         labels = check_column(adata.obs, self.perturbation_key, "perturbation_key")
         doses = None if self.dose_key is None else check_column(adata.obs, self.dose_key, "dose_key")
         return parse_column(labels, doses, control=self.control, delimiter=self.delimiter)
@@ -111,6 +150,8 @@ class Setup:
         """Whether each cell is a control cell, shape `(n_cells,)`; an error if none is."""
         conditions, inverse = self.conditions(adata)
         mask = np.array([not condition for condition in conditions])[inverse]
+        if self.translates:
+            return mask
         check_control(adata.obs[self.perturbation_key], mask, self.perturbation_key, self.control)
         return mask
 
@@ -169,6 +210,9 @@ class Setup:
         check_names(adata)
         self._check_types()
         self._check_tags(tags, model)
+        if self.translates:
+            self._check_translation(adata)
+            return
         conditions, _ = self.conditions(adata)
         self.is_control(adata)
         self.contexts(adata)
@@ -200,6 +244,37 @@ class Setup:
             raise KeyError(f"{model} needs raw counts in layers[{_keys.COUNTS_LAYER!r}] (tag needs_counts).")
         check_expression(self.expression(adata), adata, name=self.matrix, signed=self.signed, counts=tags.counts)
 
+    def _check_translation(self, adata: AnnData) -> None:
+        """What holds where cells are translated between two modalities; what the values may be depends on their kind."""
+        unused = {
+            "perturbation_key": self.perturbation_key not in (None, _keys.PERTURBATION),
+            "dose_key": self.dose_key is not None,
+            "perturbation_embedding_key": self.perturbation_embedding_key is not None,
+            "cell_embedding_key": self.cell_embedding_key is not None,
+        }
+        for argument, is_given in unused.items():
+            if is_given:
+                raise ValueError(
+                    f"{argument}={getattr(self, argument)!r} has no meaning beside modalities['target'], into which all "
+                    "cells are translated; leave one of them out."
+                )
+        self.target_expression(adata)
+        self.contexts(adata)
+        for key in self.categorical_covariate_keys or ():
+            check_column(adata.obs, key, "categorical_covariate_keys")
+        if self.pairing_key is not None:
+            check_column(adata.obs, self.pairing_key, "pairing_key")
+        check_expression(self.expression(adata), adata, name=self.matrix, signed=self.signed)
+
+    def check_target(self, data: AnnData | MuData) -> None:
+        """Refuse names or chromosomes of a target modality that are missing or come twice."""
+        if self.target_modality is None:
+            return
+        target = data.mod[self.target_modality]
+        check_names(target)
+        if self.chromosome_key is not None:
+            check_column(target.var, self.chromosome_key, "chromosome_key")
+
     def _check_types(self) -> None:
         if not isinstance(self.control, str):
             raise TypeError(f"control={self.control!r} must be the text of a label, such as {str(self.control)!r}.")
@@ -208,6 +283,15 @@ class Setup:
             raise TypeError(f"categorical_covariate_keys={key!r} must be a list of columns, such as {[key]}.")
 
     def _check_tags(self, tags: ModelTags, model: str) -> None:
+        if self.translates and not tags.translates:
+            raise ValueError(
+                f"{model} does not translate between modalities (tag translates is False); leave 'target' out of modalities."
+            )
+        for argument in ("target_layer", "chromosome_key"):
+            if getattr(self, argument) is not None and not self.translates:
+                raise ValueError(
+                    f"{argument}={getattr(self, argument)!r} needs a target modality; name it in modalities['target']."
+                )
         if self.dose_key is not None and not tags.doses:
             raise ValueError(
                 f"{model} does not use doses (tag doses is False), so dose_key={self.dose_key!r} cannot be used; write "
@@ -230,6 +314,12 @@ class Setup:
     def fields(self, adata: AnnData) -> list[BaseAnnDataField]:
         """The scvi-tools fields of this setup."""
         labels, expression = self.labels_modality, self.expression_modality
+        if self.translates:
+            return [
+                ExpressionField(self.layer, expression),
+                TargetField(self.target_layer, str(self.target_modality), self.chromosome_key),
+                *self._fields_of_obs(),
+            ]
         table = self.embedding(adata)
         condition = (
             self.perturbation_key,
@@ -245,16 +335,55 @@ class Setup:
             ExpressionField(self.layer, expression),
             ConditionField(*condition),
             DoseField(*condition),
+            *self._fields_of_obs(),
         ]
+        if self.cell_embedding_key is not None:
+            made.append(CellEmbeddingField(self.cell_embedding_key, expression))
+        return made
+
+    def _fields_of_obs(self) -> list[BaseAnnDataField]:
+        """The fields of contexts and covariates."""
+        labels, expression = self.labels_modality, self.expression_modality
+        made: list[BaseAnnDataField] = []
         if self.context_key is not None:
             made.append(CategoryField(_keys.CONTEXT, [self.context_key], expression, labels))
         if self.categorical_covariate_keys:
             made.append(
                 CategoryField(_keys.CATEGORICAL_COVARIATES, list(self.categorical_covariate_keys), expression, labels)
             )
-        if self.cell_embedding_key is not None:
-            made.append(CellEmbeddingField(self.cell_embedding_key, expression))
         return made
+
+
+def check_same_cells(modalities: Mapping[str, AnnData], first: str, second: str) -> None:
+    """Refuse two modalities that do not hold the same cells in the same order.
+
+    Parameters
+    ----------
+    modalities
+        AnnData by name.
+    first
+        Name of one.
+    second
+        Name of the other.
+
+    Raises
+    ------
+    ValueError
+        With the number of cells on one side only, or the indexing that mends the order.
+    """
+    ours, theirs = modalities[first].obs_names, modalities[second].obs_names
+    if ours.equals(theirs):
+        return
+    alone = len(ours.difference(theirs)), len(theirs.difference(ours))
+    if any(alone):
+        raise ValueError(
+            f"{alone[0]} cell(s) are in modality {first!r} only and {alone[1]} in {second!r} only; keep the shared ones "
+            "(mudata.pp.intersect_obs(mdata), then mdata = mdata.copy())."
+        )
+    raise ValueError(
+        f"Modalities {first!r} and {second!r} hold the same cells in different orders; take "
+        f"mdata[{second!r}][mdata[{first!r}].obs_names]."
+    )
 
 
 def check_condition(condition: Condition, tags: ModelTags, model: str) -> None:

@@ -38,6 +38,8 @@ class ModelTags:
         Whether the expression itself must be raw counts.
     modalities
         Number of modalities.
+    translates
+        Whether `setup_mudata` may name a target modality, into which cells are then translated and back.
     latent
         Whether there is a latent representation.
     perturbation_embedding
@@ -63,6 +65,7 @@ class ModelTags:
     needs_counts: bool = False
     counts: bool = False
     modalities: int = 1
+    translates: bool = False
     latent: bool = False
     perturbation_embedding: bool = False
     samples: bool = False

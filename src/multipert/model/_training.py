@@ -245,6 +245,8 @@ def training_conditions(
     """
     conditions, inverse = model._setup.conditions(adata)
     present = np.unique(inverse[train])
+    if model._setup.translates:
+        return [conditions[i] for i in present], np.searchsorted(present, inverse[train])
     if not any(conditions[i] == () for i in present):
         raise ValueError("No training cell is a control cell; mark control cells as 'train' in the split.")
     if not any(conditions[i] for i in present):
@@ -329,7 +331,7 @@ def _fit_correction(model: PerturbationModel, loader: CellLoader, codes: np.ndar
         batch = {key: value.to(device) for key, value in batch.items()}
         stop = start + len(batch[_keys.X])
         here = torch.from_numpy(codes[start:stop])
-        decoded = module.counterfactual(batch)
+        decoded = module.reconstruction(batch)
         # sums of a batch in float32, over the batches in float64
         present, at = torch.unique(here, return_inverse=True)
         for i, values in enumerate((batch[_keys.X], decoded.clamp(min=0))):

@@ -5,6 +5,7 @@ from ._condition import ConditionVector, multi_hot
 from ._energy import energy_distance
 from ._film import Encoder, FiLMDecoder, FiLMGenerator, linear
 from ._moments import GroupMeans, group_means
+from ._vae import VAEDecoder, VAEEncoder
 from ._variational import GaussianLatent, kl_to_standard_normal, noise_of_cells
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "GaussianAdversary",
     "GaussianLatent",
     "GroupMeans",
+    "VAEDecoder",
+    "VAEEncoder",
     "energy_distance",
     "group_means",
     "kl_to_standard_normal",

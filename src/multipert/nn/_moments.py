@@ -11,9 +11,7 @@ import torch
 from multipert import _keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from multipert.data._loaders import CellLoader
+    from collections.abc import Callable, Iterable
 
 
 # beyond any log-normalised value; keeps signed data such as extreme z-scores finite
@@ -48,7 +46,9 @@ class GroupMeans:
     mean_expm1: torch.Tensor
 
 
-def group_means(loader: CellLoader, condition_of: Callable[[dict[str, torch.Tensor]], torch.Tensor]) -> GroupMeans:
+def group_means(
+    loader: Iterable[dict[str, torch.Tensor]], condition_of: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+) -> GroupMeans:
     """Sum cells by context and condition; memory grows with the pairs present, not with the grid.
 
     Parameters

@@ -1,0 +1,109 @@
+"""Seconds and memory of a training with the default preset on `kang18_scgen_valid` (1,975 x 6,998), all models.
+
+Run: python benchmarks/training_cost.py [--models ScGen MTAe] [--threads 2] [--repeats 3]
+Each training is a process of its own that does nothing else; the machine should be idle. The cells of one type (CD8T)
+that are perturbed are test cells. Memory is the highest resident memory of the process, and how far that lies above the
+memory before the training, when packages and cells were loaded.
+Writes benchmarks/results/training_cost.csv: medians over the repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from _kang import RESULTS, read
+
+FILE, HELD = "kang18_scgen_valid", "CD8T"
+
+
+def resident() -> float:
+    """Resident memory in MB now; Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def highest() -> float:
+    """Highest resident memory in MB since it was last set back."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1e3
+
+
+def train_one(name: str, threads: int) -> dict[str, float | int | str]:
+    """Train in this process and tell what it took."""
+    import torch
+
+    import multipert as mp
+
+    torch.set_num_threads(threads)
+    adata = read(FILE)
+    adata.obs["split"] = mp.splits.context_transfer(adata, HELD, context_key="cell_type")
+    cls = getattr(mp.model, name)
+    cls.setup_anndata(adata, context_key="cell_type")
+    model = cls(adata)
+    n_weights = sum(parameter.numel() for parameter in model.module.parameters())
+    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the highest back to the present
+    started, of_processor = time.perf_counter(), time.process_time()
+    model.train(
+        split_key="split",
+        seed=0,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return {
+        "model": name,
+        "weights": n_weights,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - of_processor,
+        "peak_mb": highest(),
+        "above_start_mb": highest() - before,
+    }
+
+
+def main() -> int:
+    """Run every model in processes of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", help="all registered models where nothing is given")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS / "training_cost.csv")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process of its own is asked for
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(train_one(args.one, args.threads)))
+        return 0
+    import multipert as mp
+
+    models = args.models or [
+        name
+        for name in mp.model.__all__
+        if hasattr(getattr(mp.model, name), "tags") and not getattr(mp.model, name).tags.needs_embedding
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "NUMBA_NUM_THREADS": str(args.threads)}
+    rows = []
+    for name in models:
+        for _ in range(args.repeats):
+            command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--threads", str(args.threads)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode:
+                print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+                continue
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            print({key: round(value, 1) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    table = pd.DataFrame(rows).groupby("model", sort=False).median().round(1)
+    table["weights"] = table["weights"].astype(int)
+    table.to_csv(args.out)
+    print(table.to_string())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
