@@ -397,7 +397,7 @@ def test_a_planted_shift_is_recovered_in_a_held_out_context():
     found = model.predict(context="d", perturbation="A").X.mean(0)
     assert 1 - ((found - truth) ** 2).sum() / ((truth - truth.mean()) ** 2).sum() > 0.9
     assert np.corrcoef(found - control, shift)[0, 1] > 0.9
-    back = model.predict_control(context="d")
+    back = model.to_control(context="d")
     assert back.n_obs == 64
     assert set(back.obs["perturbation"]) == {"control"}
     assert np.corrcoef(truth - back.X.mean(0), shift)[0, 1] > 0.8
@@ -607,10 +607,10 @@ def test_the_way_back_refuses_data_without_treated_cells():
     adata, _ = planted(n=12)
     model = made(adata)
     with pytest.raises(RuntimeError, match="not trained"):
-        model.predict_control()
+        model.to_control()
     model.train(1, split_key="split", seed=0, batch_size=8, **QUIET)
-    with pytest.raises(ValueError, match="No treated cell is left"):
-        model.predict_control(adata[adata.obs["perturbation"] == "control"].copy())
-    found = model.predict_control(indices=[0, 15, 40], context="a")
+    with pytest.raises(ValueError, match="No perturbed cell is left"):
+        model.to_control(adata[adata.obs["perturbation"] == "control"].copy())
+    found = model.to_control(indices=[0, 15, 40], context="a")
     assert list(found.obs_names) == ["c15:control"]
     assert list(found.obs[_keys.SOURCE_CELL]) == ["c15"]

@@ -197,8 +197,8 @@ def test_wrong_queries_are_named():
     bad.X[2, 3] = np.nan
     with pytest.raises(ValueError, match="Modality 'rna' has 1 NaN.*cell 'cell_03', gene 'gene_04'"):
         model.predict(bad, "protein")
-    with pytest.raises(ValueError, match=r"no treated cells.*predict\(perturbation='rna'\)"):
-        model.predict_control()
+    with pytest.raises(ValueError, match=r"no perturbed cells.*predict\(perturbation='rna'\)"):
+        model.to_control()
 
 
 # ---------------------------------------------------------------- setup

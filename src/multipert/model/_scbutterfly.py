@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from multipert.nn._mlp import MLP
     from multipert.nn._translator import Output
 
-# the two sides: control cells and treated ones, or the expression and the target modality
+# the two sides: control cells and perturbed ones, or the expression and the target modality
 R, A = 0, 1
 _GATE = 1.35
 _ZERO_BELOW = 1e-4
+
+# two modalities differ more than control and perturbed cells do, and take longer to learn
+_TRANSLATION = {"n_updates": 2400}
 
 TargetKind = Literal["accessibility", "protein", "expression"]
 
@@ -282,8 +285,8 @@ class ScButterfly(PerturbationModel):
 
         \hat x_A = g_A\bigl(t_A(z)\bigr), \qquad z \sim \mathcal N\bigl(\mu_R(f_R(x)),\, e^{d_R(f_R(x))}\bigr)
 
-    Set up with :meth:`setup_anndata`, R are control cells and A treated ones, paired by optimal transport: use it for one
-    perturbation that was seen in other contexts, not for several, combinations or doses. :meth:`predict_control` is the
+    Set up with :meth:`setup_anndata`, R are control cells and A perturbed ones, paired by optimal transport: use it for one
+    perturbation that was seen in other contexts, not for several, combinations or doses. :meth:`to_control` is the
     way back. Set up with :meth:`setup_mudata` and a target modality, R is the expression and A the target (proteins,
     accessible peaks, or expression of another kind) of the same cells: `predict(perturbation=name)` gives the modality of that
     name from the other, and :meth:`annotate` writes both. With `pairing_key` cells are also paired within labels, which
@@ -328,7 +331,7 @@ class ScButterfly(PerturbationModel):
         Whether the decoders start at the mean and the spread of each feature over the training cells of their side; the
         published ones start at 0 and 1, from where they need thousands of updates.
     partner
-        Which treated cell a control cell is paired with: the "best" of its row of the transport plan, or a "sample" of it.
+        Which perturbed cell a control cell is paired with: the "best" of its row of the transport plan, or a "sample" of it.
 
     Examples
     --------
@@ -407,6 +410,8 @@ class ScButterfly(PerturbationModel):
         partner: Partner | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
+        if self._setup.translates and "max_epochs" not in self._preset:
+            self._preset |= _TRANSLATION
         kind = _KINDS[self._checked_kind(target_kind)]
         translates, signed = self._setup.translates, self._setup.signed
         args = {
@@ -473,7 +478,7 @@ class ScButterfly(PerturbationModel):
         self.init_params_ = self._get_init_params(locals())
 
     def _checked_kind(self, kind: TargetKind | None) -> TargetKind:
-        """The kind of side A; treated cells are one of expression."""
+        """The kind of side A; perturbed cells are one of expression."""
         if not self._setup.translates:
             if kind is not None:
                 raise ValueError(f"target_kind={kind!r} needs a target modality; set the data up with setup_mudata.")
@@ -517,7 +522,7 @@ class ScButterfly(PerturbationModel):
         if output == "sigmoid":
             check_at_most_one(x, named, name, rows)
 
-    def predict_control(
+    def to_control(
         self,
         adata: AnnData | MuData | None = None,
         *,
@@ -525,34 +530,34 @@ class ScButterfly(PerturbationModel):
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
     ) -> AnnData:
-        """Predict treated cells as control cells: the way back.
+        """Predict perturbed cells as control cells: the way back.
 
         Parameters
         ----------
         adata
-            Data with treated cells; None takes the model's own.
+            Data with perturbed cells; None takes the model's own.
         context
-            Which contexts' treated cells to use; None uses all.
+            Which contexts' perturbed cells to use; None uses all.
         indices
-            Row numbers among which treated cells are used; None uses all.
+            Row numbers among which perturbed cells are used; None uses all.
         batch_size
             Cells per batch.
 
         Returns
         -------
-        One row for each treated cell, named as in :meth:`predict`.
+        One row for each perturbed cell, named as in :meth:`predict`.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
         ValueError
-            If genes differ, or no treated cell is left.
+            If genes differ, or no perturbed cell is left.
         """
         self._require_trained()
         if self._setup.translates:
             raise ValueError(
-                f"There are no treated cells between two modalities; predict(perturbation={self._setup.expression_modality!r}) "
+                f"There are no perturbed cells between two modalities; predict(perturbation={self._setup.expression_modality!r}) "
                 "is the way back."
             )
         source = self._source(adata)
@@ -562,7 +567,7 @@ class ScButterfly(PerturbationModel):
         if context is not None:
             chosen &= self._in_contexts(source, [context] if isinstance(context, str) else context)
         if not chosen.any():
-            raise ValueError("No treated cell is left after `context` and `indices`; widen the choice.")
+            raise ValueError("No perturbed cell is left after `context` and `indices`; widen the choice.")
         rows = np.flatnonzero(chosen)
         self._check_rows(source, rows)
         predictor = self._predictor(source, "plain", None, 0, batch_size)

@@ -358,7 +358,7 @@ class ScPreGAN(PerturbationModel):
     registry
         Registry of a saved model, in place of data.
     preset
-        "default" or "published" (20,000 steps of the discriminators and as many of the generators).
+        "default"; "published" (the published widths, weights and random start, 20,000 steps of the generators).
     n_hidden
         Width of the narrower hidden layer of each network; the other is twice as wide.
     n_latent
@@ -377,8 +377,7 @@ class ScPreGAN(PerturbationModel):
         would else learn from generated cells alone, and so to know these by their context.
     start_at_mean
         Whether the first training starts the output layer of each generator at the mean and standard deviation of its
-        cells. A gene whose output starts below 0 for all cells gets no gradient through the ReLU and stays at 0; from
-        random weights that is the fate of many.
+        cells. A gene whose output is below 0 for all cells gets no gradient through the ReLU.
 
     Examples
     --------
@@ -395,20 +394,22 @@ class ScPreGAN(PerturbationModel):
     stages = ("any",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {
-            "n_hidden": 256,
+            "n_hidden": 128,
             "n_latent": 16,
             "variant": "ac",
             "class_loss": "cross_entropy",
             "adversary_weight": 0.001,
-            "encoding_weight": 0.1,
+            "encoding_weight": 1.0,
             "mask_unseen_contexts": True,
             "start_at_mean": True,
             "lr": 1e-3,
             "batch_size": 64,
-            "n_updates": 2000,
+            "n_updates": 800,
             "plan_kwargs": {"n_warmup_steps": 0},
         },
         "published": {
+            "n_hidden": 256,
+            "encoding_weight": 0.1,
             "start_at_mean": False,
             "n_updates": 40_000,
             "plan_kwargs": {"n_warmup_steps": 0, "decay_every": 20_000, "decay_factor": 0.9},
@@ -418,7 +419,7 @@ class ScPreGAN(PerturbationModel):
         "n_hidden": ("choice", (64, 128, 256)),
         "n_latent": ("choice", (8, 16, 32, 64)),
         "adversary_weight": ("log", 1e-4, 1e-1),
-        "encoding_weight": ("log", 1e-2, 1.0),
+        "encoding_weight": ("log", 1e-2, 10.0),
         "lr": ("log", 1e-4, 3e-3),
     }
 

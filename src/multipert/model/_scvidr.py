@@ -294,18 +294,12 @@ class ScVIDR(PerturbationModel):
             "dropout_rate": 0.2,
             "kl_weight": 5e-5,
             "lr": 1e-3,
-            "batch_size": 64,
-            "n_updates": 800,
-            "weight_decay": 1e-6,
-            "plan_kwargs": {"eps": 0.01, "n_warmup_steps": 0, "decay_every": 200, "decay_factor": 0.5},
-        },
-        "published": {
-            "lr": 1e-3,
-            "batch_size": 128,
-            "max_epochs": 100,
+            "batch_size": 32,
+            "n_updates": 1600,
             "weight_decay": 1e-6,
             "plan_kwargs": {"eps": 0.01, "n_warmup_steps": 0},
         },
+        "published": {"batch_size": 128, "max_epochs": 100},
     }
     search_space: ClassVar[dict[str, tuple]] = {
         "n_hidden": ("choice", (128, 256, 800)),
