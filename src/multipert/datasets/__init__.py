@@ -7,4 +7,13 @@ from ._simulate import simulate
 from ._true_effects import network_edges, true_de_genes, true_effects
 from ._true_mean import true_mean
 
-__all__ = ["add_control", "network_edges", "screen", "simulate", "simulate_multimodal", "true_de_genes", "true_effects", "true_mean"]
+__all__ = [
+    "add_control",
+    "network_edges",
+    "screen",
+    "simulate",
+    "simulate_multimodal",
+    "true_de_genes",
+    "true_effects",
+    "true_mean",
+]
