@@ -611,6 +611,11 @@ def test_the_way_back_refuses_data_without_treated_cells():
     model.train(1, split_key="split", seed=0, batch_size=8, **QUIET)
     with pytest.raises(ValueError, match="No perturbed cell is left"):
         model.to_control(adata[adata.obs["perturbation"] == "control"].copy())
+    perturbed = adata[adata.obs["perturbation"] == "A"].copy()
+    np.testing.assert_array_equal(model.to_control(perturbed).X, model.to_control().X)
+    perturbed.obs["perturbation"] = "ZZZ"
+    with pytest.raises(ValueError, match="ZZZ"):
+        model.to_control(perturbed)
     found = model.to_control(indices=[0, 15, 40], context="a")
     assert list(found.obs_names) == ["c15:control"]
     assert list(found.obs[_keys.SOURCE_CELL]) == ["c15"]

@@ -516,3 +516,11 @@ def test_a_perturbation_that_no_context_has_beside_control_is_refused(adata, toy
     assert model.get_perturbation_embedding().index.tolist() == ["A@5", "B@2"]
     with pytest.raises(ValueError, match="'C' is in no training context that has control cells"):
         model.predict(perturbation="C", dose=3)
+
+
+def test_contexts_of_the_training_keep_their_centroid_whatever_control_cells_are_given(adata, toys):
+    model = untrained(toys, adata)
+    every = model.predict(perturbation="A", dose=1.0, context="a")
+    is_here = ((adata.obs["context"] == "a") & (adata.obs["perturbation"] == "control")).to_numpy()
+    some = model.predict(adata[np.flatnonzero(is_here)[:3]].copy(), perturbation="A", dose=1.0)
+    np.testing.assert_allclose(some.X, every[some.obs_names].X, atol=1e-5)

@@ -12,6 +12,7 @@ from multipert import datasets, pp
 from multipert.model import MTAe, ScButterfly
 from multipert.model._passes import Pass
 from multipert.model._scbutterfly import A, R, TwoSideModule
+from multipert.nn._translator import Side
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Cannot join columns", "ignore:From 0.4", "ignore:var_names are not unique"
@@ -526,3 +527,27 @@ def test_pairs_drawn_by_label_train_as_any_mudata():
     model.train(1, seed=0, batch_size=16, **QUIET)
     assert model.predict(mdata, "protein").shape == (80, 24)
     assert isinstance(model.module, TwoSideModule)
+
+
+@pytest.mark.parametrize("rows", [slice(None, None, -1), slice(0, 40)])
+def test_annotate_refuses_modalities_of_other_rows_before_anything_is_written(fitted, rows):
+    _, mdata, model = fitted
+    names = list(mdata.mod)
+    query = MuData({names[0]: mdata[names[0]].copy(), names[1]: mdata[names[1]][rows].copy()})
+    before = {name: (sorted(adata.obsm), sorted(adata.layers)) for name, adata in query.mod.items()}
+    with pytest.raises(ValueError, match="in different orders|only and"):
+        model.annotate(query)
+    assert {name: (sorted(adata.obsm), sorted(adata.layers)) for name, adata in query.mod.items()} == before
+    assert "ScButterfly" not in query.uns
+
+
+def test_rare_peaks_start_near_their_means():
+    side = Side(3, (4,), 0.0, "sigmoid", 1.0, 1.0, None)
+    torch.manual_seed(0)
+    decoder = side.decoder(5, 0.0).train()
+    mean = torch.tensor([0.002, 0.03, 0.5])
+    side.start(decoder, mean, torch.tensor([0.03, 0.09, 0.3]))
+    with torch.no_grad():
+        found = decoder(torch.randn(2000, 5)).mean(0)
+    assert ((found / mean) < 2).all()
+    assert ((found / mean) > 0.5).all()

@@ -196,3 +196,21 @@ def test_labels_of_one_side_only_are_left_out():
         )
     with pytest.raises(ValueError, match="n_pairs=0"):
         pp.pair_by_label(rna, other, "context", n_pairs=0)
+
+
+def test_pairs_of_one_part_of_the_split_hold_cells_of_that_part_only():
+    mdata = datasets.simulate_multimodal(120, 20, 15, n_types=2, seed=3)
+    level = np.where(np.arange(120) % 4 == 0, "val", "train")
+    rna, other = (mdata[name].copy() for name in ("rna", "protein"))
+    rna.obs["split"], other.obs["split"] = level, level[::-1]
+    pairs = pp.pair_by_label(rna, other, "context", names=("rna", "protein"), split_key="split", seed=1)
+    assert set(pairs.obs["split"]) == {"train", "val"}
+    assert 0.15 < (pairs.obs["split"] == "val").mean() < 0.35
+    for name, source in (("rna", rna), ("protein", other)):
+        drawn = source.obs.loc[pairs[name].obs["source_cell"], "split"].to_numpy()
+        np.testing.assert_array_equal(drawn, pairs.obs["split"])
+    with pytest.raises(ValueError, match=r"names=\('a', 'a'\) must differ"):
+        pp.pair_by_label(rna, other, "context", names=("a", "a"))
+    other.obs["split"] = "all"
+    with pytest.raises(ValueError, match=r"obs\['split'\] holds 'all'"):
+        pp.pair_by_label(rna, other, "context", split_key="split")

@@ -409,8 +409,8 @@ class Turns(Toy):
         ("after", 1, "mcmcmcmc"),
         ("before", 1, "cmcmcmcm"),
         ("before", 3, "cmmmcm"),
-        ("alone", 1, "cmcm"),
-        ("alone", 2, "ccmc"),
+        ("alone", 1, "mcmc"),
+        ("alone", 2, "mccm"),
     ],
 )
 def test_the_adversary_has_its_turn(turn, every, expected):
@@ -426,7 +426,15 @@ def test_turns_go_on_from_one_epoch_to_the_next():
     module = Turns("alone")
     plan = PerturbationTrainingPlan(module, n_warmup_steps=0)
     fit(plan, loader(24), None, **{**QUIET, "max_epochs": 2})
-    assert module.turns == ["critic", "module"] * 3
+    assert module.turns == ["module", "critic"] * 3
+
+
+def test_a_pass_of_one_batch_moves_the_module():
+    module = Turns("alone")
+    plan = PerturbationTrainingPlan(module, n_warmup_steps=0)
+    history = fit(plan, loader(8), None, **QUIET)
+    assert module.turns == ["module"]
+    assert losses(history) == ["train_loss"]
 
 
 def test_an_adversary_may_descend_without_moments():

@@ -560,8 +560,16 @@ class ScButterfly(PerturbationModel):
                 f"There are no perturbed cells between two modalities; predict(perturbation={self._setup.expression_modality!r}) "
                 "is the way back."
             )
-        source = self._source(adata)
-        chosen = ~self._setup.is_control(source)
+        source = self._source(adata, needs_control=False)
+        conditions, of_cell = self._setup.conditions(source)
+        known = {condition for condition in self.trained_conditions_ if condition}
+        unknown = sorted(str(self._labels([one])[0]) for one in conditions if one and one not in known)
+        if unknown:
+            raise ValueError(
+                f"obs[{self._setup.perturbation_key!r}] holds {unknown[0]!r}, but the model knows cells of "
+                f"{self._codec.vocabulary[0]!r} only; leave others out."
+            )
+        chosen = np.array([bool(condition) for condition in conditions])[of_cell]
         if indices is not None:
             chosen &= np.isin(np.arange(source.n_obs), _row_numbers(source, indices))
         if context is not None:

@@ -217,6 +217,14 @@ class ScVIDRModule(LatentShiftModule):
         control, target = (x.double().cpu().numpy() for x in (self.centroid[self.pair_context[at]], centroids))
         return torch.from_numpy(regression_weights(control, target, self.ridge_alpha)).to(delta.device) @ delta
 
+    def centroids_of(self, tensors: Tensors) -> torch.Tensor:
+        """Control centroid of each cell's context: of its training cells, or of the given ones where it has none there."""
+        found = tensors["context_latent"]
+        if _keys.CONTEXT not in tensors:
+            return found
+        same = tensors[_keys.CONTEXT][:, :1].long() == self.context_code.long()
+        return torch.where(same.any(1)[:, None], self.centroid[same.int().argmax(1)].to(found), found)
+
     def dose_share(self, position: int, dose: float) -> float:
         """Share of the shift at a perturbation's highest dose that another dose has."""
         return math.log1p(dose) / math.log1p(float(self.known_doses[position].sum()))
@@ -225,7 +233,7 @@ class ScVIDRModule(LatentShiftModule):
         """Shift of cells that share one condition; see :class:`LatentShiftModule`."""
         position = self.highest(int(codes.max()))
         # cells of one context share their centroid, so each is solved once
-        centroids, inverse = torch.unique(tensors["context_latent"], dim=0, return_inverse=True)
+        centroids, inverse = torch.unique(self.centroids_of(tensors), dim=0, return_inverse=True)
         return self.dose_share(position, float(doses.sum())) * self.context_shift(position, centroids)[inverse]
 
 
@@ -565,7 +573,7 @@ class ScVIDR(PerturbationModel):
         with torch.inference_mode():
             for some, tensors in predictor.batches(rows):
                 z = self.module.inference(tensors)["z"].double()
-                centroids, inverse = torch.unique(tensors["context_latent"], dim=0, return_inverse=True)
+                centroids, inverse = torch.unique(self.module.centroids_of(tensors), dim=0, return_inverse=True)
                 delta = self.module.context_shift(position, centroids)[inverse].clone()
                 for i, context in enumerate(predictor.contexts[some]):
                     if str(context) in measured:

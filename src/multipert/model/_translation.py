@@ -18,6 +18,7 @@ from multipert.data._checks import expression as expression_of
 from multipert.data._conditions import close_matches
 from multipert.data._store import CellStore
 
+from ._setup import check_same_cells
 from ._training import PREDICT_BATCH, checked_batch_size
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def annotate_modalities(
     Raises
     ------
     ValueError
-        If a modality is absent.
+        If a modality is absent, or the two do not hold the same cells in the same order.
     """
     names = modality_names(model)
     data = _own(model, data)
@@ -150,6 +151,8 @@ def annotate_modalities(
             f"annotate writes into both modalities, but {absent[0]!r} is not one of these data; predict needs one only "
             f"(predict(data, perturbation={absent[0]!r}))."
         )
+    # what is predicted from a row of one is written into the same row of the other
+    check_same_cells(data.mod, *names)
     written = []
     for side, name in enumerate(names):
         cells = _Cells.of(model, data, side)

@@ -79,7 +79,8 @@ class Side:
             return
         if self.output == "sigmoid":
             inside = mean.clamp(1e-4, 1 - 1e-4)
-            mean, spread = torch.logit(inside), spread / (inside * (1 - inside))
+            # the slope of the logit at the mean holds near it only: a rare feature would start at many times its mean
+            mean, spread = torch.logit(inside), (spread / (inside * (1 - inside))).clamp(max=1.0)
         with torch.no_grad():
             norm.bias.copy_(mean)
             norm.weight.copy_(spread)

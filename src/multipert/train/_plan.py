@@ -213,7 +213,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
         if self.trains == "critic":
             return ("critic",) if is_due else ()
         if self.module.critic_turn == "alone":
-            return ("critic",) if self.n_updates % (self.critic_every + 1) else ("module",)
+            # the module first, so that a pass of one batch moves it
+            return ("critic",) if (self.n_updates - 1) % (self.critic_every + 1) else ("module",)
         if not is_due:
             return ("module",)
         return ("critic", "module") if self.module.critic_turn == "before" else ("module", "critic")
