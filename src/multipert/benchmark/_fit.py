@@ -11,6 +11,7 @@ import pandas as pd
 
 from multipert import _keys
 from multipert.data._conditions import canonical_dose, canonical_label
+from multipert.model._setup import OF_MUDATA
 
 from ._facts import predictable
 
@@ -83,7 +84,7 @@ def fit(
     The model.
     """
     with watch("setup"):
-        cls.setup_anndata(adata, **{key: value for key, value in vars(setup).items() if key != "modalities"})
+        cls.setup_anndata(adata, **{key: value for key, value in vars(setup).items() if key not in OF_MUDATA})
         model = cls(adata, **arguments)
     with watch("train"):
         model.train(split_key=SPLIT_KEY, seed=seed, **{**_QUIET, **training})

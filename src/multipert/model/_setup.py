@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from ._tags import ModelTags
 
+OF_MUDATA = ("modalities", "target_layer", "chromosome_key")
+"""Arguments of `setup_mudata` that `setup_anndata` has not."""
+
 _MODALITIES = ("expression", "labels", "target")
 
 
