@@ -1,10 +1,11 @@
 """Seconds and memory of a training with the default preset on `kang18_scgen_valid` (1,975 x 6,998), all models.
 
-Run: python benchmarks/training_cost.py [--models ScGen MTAe] [--threads 2] [--repeats 3]
+Run: python benchmarks/training_cost.py [--models ScGen MTAe] [--preset published] [--threads 2] [--repeats 3]
 Each training is a process of its own that does nothing else; the machine should be idle. The cells of one type (CD8T)
 that are perturbed are test cells. Memory is the highest resident memory of the process, and how far that lies above the
 memory before the training, when packages and cells were loaded.
-Writes benchmarks/results/training_cost.csv: medians over the repeats.
+The prediction of the test cells is scored, so that two schedules can be compared.
+Writes benchmarks/results/training_cost.csv, with a preset training_cost_<preset>.csv: medians over the repeats.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from _kang import RESULTS, read
+from _kang import RESULTS, read, select
 
 FILE, HELD = "kang18_scgen_valid", "CD8T"
+SCORES = {"r2_pearson_bootstrap": "r2", "pearson_delta": "delta"}
 
 
 def resident() -> float:
@@ -35,7 +37,7 @@ def highest() -> float:
     return int(line.split()[1]) / 1e3
 
 
-def train_one(name: str, threads: int) -> dict[str, float | int | str]:
+def train_one(name: str, threads: int, preset: str | None) -> dict[str, float | int | str]:
     """Train in this process and tell what it took."""
     import torch
 
@@ -46,7 +48,7 @@ def train_one(name: str, threads: int) -> dict[str, float | int | str]:
     adata.obs["split"] = mp.splits.context_transfer(adata, HELD, context_key="cell_type")
     cls = getattr(mp.model, name)
     cls.setup_anndata(adata, context_key="cell_type")
-    model = cls(adata)
+    model = cls(adata, preset=preset) if preset else cls(adata)
     n_weights = sum(parameter.numel() for parameter in model.module.parameters())
     before = resident()
     Path("/proc/self/clear_refs").write_text("5")  # sets the highest back to the present
@@ -58,7 +60,7 @@ def train_one(name: str, threads: int) -> dict[str, float | int | str]:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return {
+    cost = {
         "model": name,
         "weights": n_weights,
         "seconds": time.perf_counter() - started,
@@ -66,19 +68,29 @@ def train_one(name: str, threads: int) -> dict[str, float | int | str]:
         "peak_mb": highest(),
         "above_start_mb": highest() - before,
     }
+    found = mp.metrics.evaluate(
+        model.predict(perturbation="IFNB", context=HELD),
+        select(adata, HELD, "IFNB"),
+        select(adata, HELD, "control"),
+        by=("perturbation", "cell_type"),
+        metrics=list(SCORES),
+    )
+    values = found[found["predictor"] == "prediction"].set_index("metric")["value"]
+    return cost | {short: float(values[metric]) for metric, short in SCORES.items()}
 
 
 def main() -> int:
     """Run every model in processes of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", help="all registered models where nothing is given")
+    parser.add_argument("--preset", help="the default one where nothing is given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "training_cost.csv")
+    parser.add_argument("--out", type=Path, help="where the table goes")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # what a process of its own is asked for
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(train_one(args.one, args.threads)))
+        print(json.dumps(train_one(args.one, args.threads, args.preset)))
         return 0
     import multipert as mp
 
@@ -92,15 +104,22 @@ def main() -> int:
     for name in models:
         for _ in range(args.repeats):
             command = [sys.executable, "-W", "ignore", __file__, "--one", name, "--threads", str(args.threads)]
+            command += ["--preset", args.preset] if args.preset else []
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(f"{name}: {done.stderr.strip().splitlines()[-1]}")
                 continue
             rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print({key: round(value, 1) if isinstance(value, float) else value for key, value in rows[-1].items()})
-    table = pd.DataFrame(rows).groupby("model", sort=False).median().round(1)
+            print({key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    table = (
+        pd.DataFrame(rows)
+        .groupby("model", sort=False)
+        .median()
+        .round({"seconds": 1, "cpu_seconds": 1, "peak_mb": 0, "above_start_mb": 0, "r2": 3, "delta": 3})
+    )
     table["weights"] = table["weights"].astype(int)
-    table.to_csv(args.out)
+    stem = f"training_cost_{args.preset}" if args.preset else "training_cost"
+    table.to_csv(args.out or RESULTS / f"{stem}.csv")
     print(table.to_string())
     return 0
 

@@ -12,8 +12,10 @@ CONTEXT: Final = "context"
 CONTEXT_CONTROL: Final = "context_control"
 CATEGORICAL_COVARIATES: Final = "extra_categorical_covs"
 CELL_EMBEDDING: Final = "cell_embedding"
+CELL_EMBEDDING_CONTROL: Final = "cell_embedding_control"
 CELL_KEY: Final = "cell_key"
 SIZE_FACTOR: Final = "size_factor"
+ROW: Final = "row"
 
 # Default names of obs columns and labels.
 CONTROL: Final = "control"

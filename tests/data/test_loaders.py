@@ -127,7 +127,8 @@ def test_partners_from_a_pool_are_drawn_anew_each_epoch_and_evenly():
     n = 20
     store = CellStore(np.arange(n, dtype=np.float32)[:, None], {_keys.CONTEXT: np.arange(n)[:, None] % 3})
     rows, pool = np.arange(12), np.arange(15, 20)
-    loader = CellLoader(store, rows, 5, shuffle=True, pool=pool, seed=4)
+    pools = [(np.arange(12), pool)]
+    loader = CellLoader(store, rows, 5, shuffle=True, pools=pools, seed=4)
     epochs = []
     for _ in range(2):
         batches = list(loader)
@@ -139,14 +140,29 @@ def test_partners_from_a_pool_are_drawn_anew_each_epoch_and_evenly():
         assert set(drawn) == set(pool)
         epochs.append(dict(zip(np.concatenate([batch[_keys.X] for batch in batches]).ravel(), drawn, strict=True)))
     assert epochs[0] != epochs[1]
-    again = CellLoader(store, rows, 5, shuffle=True, pool=pool, seed=4)
+    again = CellLoader(store, rows, 5, shuffle=True, pools=pools, seed=4)
     drawn = np.concatenate([batch[_keys.X_CONTROL].numpy().ravel() for batch in again]).astype(int)
-    x = np.concatenate([batch[_keys.X] for batch in CellLoader(store, rows, 5, shuffle=True, pool=pool, seed=4)])
+    x = np.concatenate([batch[_keys.X] for batch in CellLoader(store, rows, 5, shuffle=True, pools=pools, seed=4)])
     assert dict(zip(x.ravel(), drawn, strict=True)) == epochs[0]
 
 
-@pytest.mark.parametrize(("pool", "partners"), [(np.arange(0), None), (np.arange(3), np.arange(4))])
-def test_a_pool_that_is_none_is_refused(pool, partners):
+def test_rows_of_each_pool_draw_from_it_and_the_others_keep_their_partner():
+    store = CellStore(np.arange(20, dtype=np.float32)[:, None], {_keys.CELL_EMBEDDING: np.arange(20.0)[:, None]})
+    rows = np.arange(9)
+    pools = [(np.array([0, 2, 4]), np.array([10, 11])), (np.array([1, 3]), np.array([12]))]
+    loader = CellLoader(store, rows, 4, shuffle=True, pools=pools, partners=rows, seed=1)
+    for _ in range(3):
+        for batch in loader:
+            x, control = (batch[key].ravel().long().tolist() for key in (_keys.X, _keys.X_CONTROL))
+            # whatever is read of a partner is read of the same one
+            assert batch[_keys.CELL_EMBEDDING_CONTROL].ravel().long().tolist() == control
+            assert batch[_keys.CELL_EMBEDDING].ravel().long().tolist() == x
+            for cell, partner in zip(x, control, strict=True):
+                assert partner in ({10, 11} if cell in (0, 2, 4) else {12} if cell in (1, 3) else {cell})
+
+
+@pytest.mark.parametrize("pools", [[(np.arange(4), np.arange(0))], [(np.arange(3), np.arange(4))]])
+def test_rows_without_partner_are_refused(pools):
     store = CellStore(np.zeros((4, 1), dtype=np.float32), {})
-    with pytest.raises(ValueError, match=f"pool holds {len(pool)} rows"):
-        CellLoader(store, np.arange(4), 2, pool=pool, partners=partners)
+    with pytest.raises(ValueError, match=rf"pools give {len(pools[0][0])} of 4 rows"):
+        CellLoader(store, np.arange(4), 2, pools=pools)

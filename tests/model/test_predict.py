@@ -146,6 +146,17 @@ def test_indices_are_rows_or_a_mask(mtae, adata, as_mask):
     assert found.obs[_keys.SOURCE_CELL].tolist() == control_of(adata[mask]).obs_names.tolist()
 
 
+def test_labels_that_are_numbers_may_be_asked_for_as_such(adata, toys):
+    adata.obs["context"] = adata.obs["context"].map({"a": 0, "b": 1, "c": 2})
+    adata.obs["perturbation"] = adata.obs["perturbation"].replace({"A": "7"})
+    model = toys.trained(MTAe, adata, setup={"context_key": "context"})
+    found = model.predict(perturbation=7, context=0)
+    assert set(found.obs["context"].astype(str)) == {"0"}
+    toys.assert_same(found, model.predict(perturbation=["7"], context=["0"]))
+    with pytest.raises(ValueError, match="Context '3' is not in the data"):
+        model.predict(perturbation=7, context=3)
+
+
 def test_a_frame_of_targets_names_contexts_and_doses(linear, adata):
     targets = pd.DataFrame({"perturbation": ["A", "B", "A"], "dose": [1, 2, 3], "context": ["a", "b", "a"]})
     found = linear.predict(adata, targets)

@@ -2,6 +2,7 @@
 
 import math
 
+import anndata
 import numpy as np
 import pytest
 import torch
@@ -424,6 +425,31 @@ def test_pairs_are_of_one_context_one_for_each_control_cell_and_never_of_the_hel
             assert set(split[treated]) == {level}
 
 
+def partner_names(adata):
+    """Name of each control cell's partner, by its own name."""
+    model = made(adata)
+    passes = Pass(model, adata, model._training_store(adata, 0), "ot", 4, 0, None, False)
+    loader = passes.training(np.arange(adata.n_obs), 0)
+    names = adata.obs_names.to_numpy()
+    return dict(zip(names[loader.partners], names[loader.rows], strict=True))
+
+
+def test_identical_cells_are_paired_with_each_other_and_permuted_rows_permute_the_pairs():
+    adata, _ = planted(n=12)
+    is_control = (adata.obs["perturbation"] == "control").to_numpy()
+    same = adata[is_control].copy()
+    twins = same.copy()
+    twins.obs_names, twins.obs["perturbation"] = same.obs_names + "'", "A"
+    both = anndata.concat([same, twins])
+    both.obs["split"] = "train"
+    assert partner_names(both) == {name: f"{name}'" for name in same.obs_names}
+    adata = adata[(adata.obs["split"] == "train").to_numpy()].copy()
+    shuffled = adata[np.random.default_rng(3).permutation(adata.n_obs)].copy()
+    found = partner_names(adata)
+    assert len(set(found.values())) > 10
+    assert partner_names(shuffled) == found
+
+
 def test_a_named_partner_takes_the_place_of_transport_and_control_cells_meet_nobody():
     adata, _ = planted(n=6)
     controls = {
@@ -529,6 +555,10 @@ def test_passes_are_in_order_and_half_as_long_before(monkeypatch):
     epochs = list(dict.fromkeys((stage, epoch) for stage, epoch, _, training in seen if training))
     assert epochs == [(s, e) for s, n in (("R", 2), ("A", 2), ("joint", 4)) for e in range(n)]
     assert {(stage, adversarial) for stage, _, adversarial, _ in seen} == {("R", False), ("A", False), ("joint", True)}
+    seen.clear()
+    # each side alone comes before the first joint training only
+    model.train(2, split_key="split", seed=0, batch_size=8, **QUIET)
+    assert {stage for stage, _, _, _ in seen} == {"joint"}
 
 
 # ---------------------------------------------------------------- presets and arguments

@@ -169,6 +169,8 @@ def test_without_contexts_there_is_one_difference_of_means(uneven, toys):
     [
         ({"delta_contexts": ["a", "d"]}, CONTEXT, ValueError, "'d', which is no context.*known: 'a', 'b', 'c'"),
         ({"delta_contexts": "a"}, CONTEXT, TypeError, "must be a list of contexts"),
+        ({"delta_contexts": 0}, CONTEXT, TypeError, "must be a list of contexts"),
+        ({"delta_contexts": []}, CONTEXT, ValueError, "delta_contexts is empty"),
         ({"delta_contexts": ["a"]}, {}, ValueError, "without context_key"),
         ({"n_hidden": (8, 4), "n_layers": 3}, CONTEXT, ValueError, r"holds 2 width\(s\), but n_layers=3"),
         ({"n_latent": 0}, CONTEXT, ValueError, "n_latent=0"),

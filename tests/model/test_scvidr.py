@@ -1,6 +1,7 @@
 """ScVIDR keeps the invariants of its published equations: regression, doses, gene scores and pseudo-doses."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -289,6 +290,23 @@ def test_cells_at_the_highest_dose_and_controls_are_needed(adata, toys):
         model.predict_from_perturbed(adata, "A", dose=-1)
     with pytest.raises(ValueError, match="holds 3 perturbations; name one"):
         model.predict_from_perturbed(adata, dose=1)
+    for doses in ([], [1, 1]):
+        with pytest.raises(ValueError, match="at least one dose, and none twice"):
+            model.predict_from_perturbed(adata, "A", dose=doses)
+    unit = untrained(toys, adata, setup=CONTEXT)
+    assert set(unit.predict_from_perturbed(adata, "A", dose=0).obs["perturbation"]) == {"control"}
+
+
+def test_contexts_far_outside_the_measured_ones_are_told(toys):
+    near, far = linear_screen(lambda place: 1 + place / 5), linear_screen(lambda place: 1 + place / 5)
+    at = (far.obs["context"] == "c4").to_numpy()
+    far.X[at, 0] += 40
+    for adata, told in ((near, False), (far, True)):
+        model = untrained(toys, adata, setup=CONTEXT, init=PCA_LATENT, split_key="split")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.predict(perturbation="P", context="c4")
+        assert any("ScVIDR extrapolates" in str(one.message) for one in caught) == told
 
 
 # ------------------------------------------------------------------ gene scores

@@ -1,5 +1,6 @@
 """Training: which cells are read, what the seed fixes, what survives a failure, and traps of scvi-tools."""
 
+import dataclasses
 import functools
 import logging
 
@@ -482,3 +483,81 @@ def test_a_module_knows_its_pass_and_the_preset_its_length_and_plan(toys, monkey
     assert seen == [("one", 2, 0.01, 3), ("other", 8, 0.01, 3)]
     # 108 training cells: 1 batch of 60 an epoch, the rest dropped
     assert model.estimate(accelerator="cpu").n_updates == 2 + 8
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_random_controls_are_of_the_context_and_drawn_anew_each_epoch(itself, toys):
+    cls = type("Net", (toys.Net,), {"stages": (Stage("random", itself=itself),)})
+    adata = toys.screen()
+    cls.setup_anndata(adata, context_key="context", cell_embedding_key="X_emb")
+    model = cls(adata)
+    model.train(max_epochs=6, train_size=1.0, batch_size=40, seed=0, **toys.quiet)
+    batches = [batch for batch in model.module.log if batch["training"] and _keys.X_CONTROL in batch]
+    cell, code, context, of_control, embedding, at = (
+        torch.cat([batch[key].reshape(len(batch[_keys.X]), -1) for batch in batches]).numpy()
+        for key in (
+            _keys.X,
+            _keys.PERTURBATION,
+            _keys.CONTEXT,
+            _keys.CONTEXT_CONTROL,
+            _keys.CELL_EMBEDDING_CONTROL,
+            _keys.X_CONTROL,
+        )  # fmt: skip
+    )
+    assert (context == of_control).all()
+    is_control = (code < 0).all(axis=1)
+    assert is_control.any() == itself
+    np.testing.assert_array_equal(cell[is_control], at[is_control])
+    # expression and embedding of one and the same control cell
+    names = {tuple(row): i for i, row in enumerate(adata.X.toarray())}
+    rows = np.array([names[tuple(row)] for row in at])
+    np.testing.assert_array_equal(embedding, adata.obsm["X_emb"][rows].astype(np.float32))
+    assert (adata.obs["perturbation"].to_numpy()[rows] == "control").all()
+    partners = {}
+    for name, row in zip(map(tuple, cell[~is_control]), rows[~is_control], strict=True):
+        partners.setdefault(name, set()).add(row)
+    assert np.mean([len(found) for found in partners.values()]) > 2
+
+
+def test_a_module_that_reads_counts_gets_the_size_factors_everywhere(toys):
+    def new_module(model):
+        module = toys.Net._new_module(model)
+        module.reads_counts = module.indexed_training = True
+        return module
+
+    adata = toys.screen()
+    cls = type("Net", (toys.Net,), {"_new_module": new_module})
+    cls.setup_anndata(adata)
+    model = cls(adata)
+    model.train(max_epochs=1, train_size=1.0, batch_size=40, seed=0, **toys.quiet)
+    counts = adata.layers["counts"].toarray()
+    batch = next(batch for batch in model.module.log if batch["training"] and _keys.ROW in batch)
+    found = torch.expm1(batch[_keys.X]) / batch[_keys.SIZE_FACTOR][:, None]
+    np.testing.assert_allclose(found.numpy(), counts[batch[_keys.ROW].numpy()], atol=1e-4)
+    model.module.log.clear()
+    model.predict(perturbation="A")
+    batch = model.module.log[0]
+    assert not batch["training"]
+    found = torch.expm1(batch[_keys.X]) / batch[_keys.SIZE_FACTOR][:, None]
+    np.testing.assert_allclose(found.numpy(), found.round().numpy(), atol=1e-4)
+    del adata.layers["counts"]
+    with pytest.raises(ValueError, match=r"Net needs raw counts in layers\['counts'\]"):
+        model.predict(perturbation="A")
+    with pytest.raises(ValueError, match=r"Net needs raw counts in layers\['counts'\]"):
+        model.train(max_epochs=1, **toys.quiet)
+
+
+def test_covariates_never_seen_are_refused_where_the_model_reads_them(toys):
+    cls = type("Net", (toys.Net,), {"tags": dataclasses.replace(toys.Net.tags, uses_covariates=True)})
+    adata = toys.screen()
+    cls.setup_anndata(adata, context_key="context", categorical_covariate_keys=["batch"])
+    model = cls(adata)
+    assert model._covariate_sizes == (3, 2)
+    model.train(max_epochs=1, **toys.quiet)
+    other = toys.screen()
+    other.obs["batch"] = other.obs["batch"].replace({"y": "z"})
+    n = int(((other.obs["batch"] == "z") & (other.obs["perturbation"] == "control")).sum())
+    with pytest.raises(ValueError, match=rf"{n} cell\(s\) have values of obs\['batch'\].*: z"):
+        model.predict(other, perturbation="A")
+    kept = np.flatnonzero(other.obs["batch"] == "x")
+    assert model.predict(other, perturbation="A", indices=kept).n_obs

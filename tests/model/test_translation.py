@@ -267,6 +267,17 @@ def test_values_of_the_wrong_kind_are_refused_before_training():
         trained(mdata, "expression")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "remedy"), [("accessibility", "atac", "tfidf"), ("protein", "protein", "clr")]
+)
+def test_raw_counts_of_a_target_are_refused_with_its_own_remedy(kind, name, remedy):
+    mdata = make(kind, n_cells=30, processed=False)
+    process(mdata, kind)
+    mdata[name].X = mdata[name].layers["counts"].copy()
+    with pytest.raises(ValueError, match=rf"Modality '{name}' holds integers only.*multipert\.pp\.{remedy}"):
+        made(mdata, kind).train(1, **QUIET)
+
+
 # ---------------------------------------------------------------- parts
 
 

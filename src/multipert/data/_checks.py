@@ -176,6 +176,7 @@ def check_expression(
     rows: np.ndarray | None = None,
     signed: bool = False,
     counts: bool = False,
+    remedy: str | None = None,
 ) -> None:
     """Refuse NaN, infinity, negative values and the wrong kind of expression.
 
@@ -193,6 +194,8 @@ def check_expression(
         Whether negative values are legal.
     counts
         Whether integer counts are needed; otherwise they are refused.
+    remedy
+        What to do about negative values or raw counts, where that is not what expression needs.
 
     Raises
     ------
@@ -233,8 +236,11 @@ def check_expression(
         )
     if negatives and not signed:
         raise ValueError(
-            f"{name} has {negatives} negative value(s), first at {'; '.join(negative)}; pass log-normalised expression, "
-            "or signed=True if values are relative to control (z-scores, log ratios)."
+            f"{name} has {negatives} negative value(s), first at {'; '.join(negative)}; "
+            + (
+                remedy
+                or "pass log-normalised expression, or signed=True if values are relative to control (z-scores, log ratios)."
+            )
         )
     if counts and not integral:
         raise ValueError(
@@ -243,8 +249,12 @@ def check_expression(
         )
     if not counts and integral and nonzero and not negatives:
         raise ValueError(
-            f"{name} holds integers only, which looks like raw counts; normalise and log-transform first "
-            "(adata.layers['counts'] = adata.X.copy(); scanpy.pp.normalize_total(adata); scanpy.pp.log1p(adata))."
+            f"{name} holds integers only, which looks like raw counts; "
+            + (
+                remedy
+                or "normalise and log-transform first (adata.layers['counts'] = adata.X.copy(); "
+                "scanpy.pp.normalize_total(adata); scanpy.pp.log1p(adata))."
+            )
         )
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import Any
 
 from multipert import _keys
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 # doses are held as float32
 _SMALLEST, _LARGEST = 1e-37, 1e38
@@ -181,6 +179,26 @@ def canonical_dose(condition: Condition, *, delimiter: str | None = "+") -> str:
 def _format_number(value: float) -> str:
     # without the "+" of "1e+16", which would read as a delimiter
     return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value).replace("e+", "e")
+
+
+def as_list(values: Any) -> list:
+    """One name or several, as a list.
+
+    Parameters
+    ----------
+    values
+        A text or a number, or an iterable of such.
+
+    Returns
+    -------
+    The names.
+
+    Examples
+    --------
+    >>> as_list("A"), as_list(0), as_list(("A", "B"))
+    (['A'], [0], ['A', 'B'])
+    """
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [values]
 
 
 def close_matches(value: str, known: Iterable[str], n: int = 3) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -53,9 +53,9 @@ class CellLoader:
         Whether to leave out the last, incomplete batch; it is kept when it is the only one.
     partners
         Row number of the paired control of each of `rows`; batches then hold `"X_control"`.
-    pool
-        Row numbers among which partners are drawn anew each epoch, in place of `partners`: all of them before one comes
-        again.
+    pools
+        Positions in `rows`, and row numbers among which their partners are drawn anew each epoch: all of these before one
+        comes again. Rows without pool keep their partner of `partners`.
     groups
         Group of each of `rows`; a batch then holds cells of one group only, and the groups' batches are mixed, so that
         from disk they are read in smaller pieces.
@@ -85,7 +85,7 @@ class CellLoader:
         shuffle: bool = False,
         drop_last: bool = False,
         partners: np.ndarray | None = None,
-        pool: np.ndarray | None = None,
+        pools: Sequence[tuple[np.ndarray, np.ndarray]] = (),
         groups: np.ndarray | None = None,
         seed: int = 0,
         block_size: int | None = None,
@@ -96,15 +96,18 @@ class CellLoader:
         for name, value in (("batch_size", batch_size), ("buffer_size", buffer_size)):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
-        if pool is not None and (partners is not None or not len(pool)):
-            raise ValueError(f"pool holds {len(pool)} rows; it needs at least one, and no partners beside it.")
+        pooled = sum(len(at) for at, _ in pools)
+        if any(not len(pool) for _, pool in pools) or (pools and partners is None and pooled < len(rows)):
+            raise ValueError(
+                f"pools give {pooled} of {len(rows)} rows a partner; every row needs a pool, or a partner."
+            )
         check_block_size(block_size)
         self.store = store
         self.rows = np.asarray(rows)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.partners, self.pool = partners, pool
+        self.partners, self.pools = partners, pools
         self.seed = seed
         self.epoch = 0
         self.rank, self.n_ranks = 0, 1
@@ -139,12 +142,15 @@ class CellLoader:
 
     def _drawn_partners(self) -> np.ndarray | None:
         """Partner of each row in the next epoch."""
-        if self.pool is None:
+        if not self.pools:
             return self.partners
         # a stream beside that of the order
         rng = np.random.default_rng([self.seed, self.epoch, 1])
-        rounds = -(-len(self.rows) // len(self.pool))
-        return np.concatenate([rng.permutation(self.pool) for _ in range(rounds)])[: len(self.rows)]
+        partners = self.rows.copy() if self.partners is None else self.partners.copy()
+        for at, pool in self.pools:
+            rounds = -(-len(at) // len(pool))
+            partners[at] = np.concatenate([pool[:0], *(rng.permutation(pool) for _ in range(rounds))])[: len(at)]
+        return partners
 
     def _order(self, members: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.shuffle:

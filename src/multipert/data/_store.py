@@ -17,6 +17,8 @@ from ._disk import DiskMatrix, disk_rows
 # what is converted or read from disk at once where it is no larger
 _SMALL_BYTES = 256 * 2**20
 _BLOCK_BYTES = 64 * 2**20
+# what a batch of pairs also holds of the partners
+_OF_PARTNER = {_keys.CONTEXT: _keys.CONTEXT_CONTROL, _keys.CELL_EMBEDDING: _keys.CELL_EMBEDDING_CONTROL}
 
 
 class CellStore:
@@ -206,8 +208,9 @@ class CellStore:
 
         Returns
         -------
-        Tensors by batch key; `"X_control"` holds the expression of the partners and `"context_control"`, where contexts are
-        registered, theirs; with a target modality `"X_target"` holds the values there in place of both.
+        Tensors by batch key; `"X_control"` holds the expression of the partners, `"context_control"` and
+        `"cell_embedding_control"`, where these are registered, their contexts and embeddings; with a target modality
+        `"X_target"` holds the values there in place of them all.
         """
         index = torch.as_tensor(rows, device=self._home)
         tensors = {_keys.X: self.expression(rows)}
@@ -216,9 +219,10 @@ class CellStore:
             tensors[_keys.X_TARGET] = self._of_target.expression(rows if partners is None else partners)
         elif partners is not None:
             tensors[_keys.X_CONTROL] = self.expression(partners)
-            if _keys.CONTEXT in self._columns:
-                at = torch.as_tensor(partners, device=self._home)
-                tensors[_keys.CONTEXT_CONTROL] = self._sent(self._columns[_keys.CONTEXT][at])
+            at = torch.as_tensor(partners, device=self._home)
+            for key, of_partner in _OF_PARTNER.items():
+                if key in self._columns:
+                    tensors[of_partner] = self._sent(self._columns[key][at])
         return tensors
 
     @property

@@ -14,7 +14,7 @@ from scvi.model.base import BaseModelClass
 from multipert import _keys
 from multipert.data._checks import check_column, check_expression, check_genes, check_names
 from multipert.data._codec import ConditionCodec
-from multipert.data._conditions import Condition, close_matches
+from multipert.data._conditions import Condition, as_list, close_matches
 from multipert.data._loaders import check_block_size
 from multipert.data._noise import cell_keys
 from multipert.data._pairing import Pairing, paired_controls
@@ -25,7 +25,7 @@ from multipert.train._fit import check_train_kwargs, checked_precision
 from . import _persistence
 from ._estimate import estimate_training
 from ._predict import ContextMeans, Predictor
-from ._realise import Realise, check_realise
+from ._realise import Realise, all_size_factors, check_realise
 from ._results import annotation, cells_to_anndata, join_samples, means_to_anndata, pool_samples
 from ._setup import Setup
 from ._targets import Target, check_known, check_samples, encode_targets, label_columns, read_targets
@@ -437,6 +437,8 @@ class PerturbationModel(BaseModelClass):
                     "and make a new model."
                 )
         columns.update({_keys.PERTURBATION: codes[inverse], _keys.DOSE: doses[inverse]})
+        if self.module.indexed_training:
+            columns[_keys.ROW] = np.arange(adata.n_obs)
         if self.module.keyed_training:
             columns[_keys.CELL_KEY] = cell_keys(seed, adata.obs_names)
         target = None
@@ -745,6 +747,8 @@ class PerturbationModel(BaseModelClass):
         return ~np.isin(names.astype(str), self.trained_contexts_)
 
     def _check_contexts(self, source: AnnData, rows: np.ndarray) -> None:
+        if self.tags.uses_covariates:
+            self._check_covariates(source, rows)
         if not self.tags.uses_context or self.tags.unseen_context:
             return
         names = self._setup.contexts(source)[rows]
@@ -754,6 +758,22 @@ class PerturbationModel(BaseModelClass):
                 f"{type(self).__name__} cannot predict unseen contexts (tag unseen_context is False): "
                 f"{', '.join(unseen[:5])}{close_matches(unseen[0], self.trained_contexts_)}"
             )
+
+    def _check_covariates(self, source: AnnData, rows: np.ndarray) -> None:
+        """Refuse values of categorical covariates that were not there at the setup."""
+        registries = self.registry_["field_registries"]
+        if _keys.CATEGORICAL_COVARIATES not in registries:
+            return
+        state = registries[_keys.CATEGORICAL_COVARIATES]["state_registry"]
+        for key, known in zip(state["keys"], state["categories"], strict=True):
+            values = check_column(source.obs, key, "categorical_covariate_keys").astype(str).to_numpy()[rows]
+            unknown = sorted(set(values) - set(known))
+            if unknown:
+                n = int(np.isin(values, unknown).sum())
+                raise ValueError(
+                    f"{n} cell(s) have values of obs[{key!r}] that {type(self).__name__} was not set up with: "
+                    f"{', '.join(unknown[:5])}{close_matches(unknown[0], known)}"
+                )
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Genes that the model was set up with, in their order.
@@ -778,21 +798,22 @@ class PerturbationModel(BaseModelClass):
             mask[_row_numbers(source, indices)] = True
             chosen = chosen & mask
         if context is not None:
-            chosen = chosen & self._in_contexts(source, [context] if isinstance(context, str) else context)
+            chosen = chosen & self._in_contexts(source, context)
         if not chosen.any():
             raise ValueError("No control cell is left after `context` and `indices`; widen the choice.")
         rows = np.flatnonzero(chosen)
         self._check_contexts(source, rows)
         return rows
 
-    def _in_contexts(self, source: AnnData, names: Sequence[str]) -> np.ndarray:
+    def _in_contexts(self, source: AnnData, names: str | Sequence[str]) -> np.ndarray:
         if self._setup.context_key is None:
             raise ValueError("context was given but the model was set up without context_key.")
         contexts = self._setup.contexts(source)
-        for name in names:
-            if str(name) not in set(contexts):
-                raise ValueError(f"Context {name!r} is not in the data{close_matches(str(name), set(contexts))}")
-        return np.isin(contexts, [str(name) for name in names])
+        wanted = [str(name) for name in as_list(names)]
+        for name in wanted:
+            if name not in set(contexts):
+                raise ValueError(f"Context {name!r} is not in the data{close_matches(name, set(contexts))}")
+        return np.isin(contexts, wanted)
 
     def _target_rows(
         self, source: AnnData, targets: Sequence[Target], rows: np.ndarray
@@ -820,14 +841,7 @@ class PerturbationModel(BaseModelClass):
         needs_means: bool = True,
     ) -> Predictor:
         expression, contexts = self._setup.expression(source), self._setup.contexts(source)
-        counts = None
-        if realise == "counts":
-            if _keys.COUNTS_LAYER not in source.layers:
-                raise ValueError(
-                    f"realise='counts' needs raw counts in layers[{_keys.COUNTS_LAYER!r}] of the control cells' AnnData"
-                    f"{close_matches(_keys.COUNTS_LAYER, source.layers)}"
-                )
-            counts = source.layers[_keys.COUNTS_LAYER]
+        counts = self._counts(source, "realise='counts'") if realise == "counts" else None
         slots = np.full((source.n_obs, self._n_slots), _keys.PAD, dtype=np.int32)
         columns = {_keys.PERTURBATION: slots, _keys.DOSE: np.zeros(slots.shape, dtype=np.float32)}
         columns.update(self._extra_columns(source, contexts))
@@ -866,10 +880,34 @@ class PerturbationModel(BaseModelClass):
                 for key, known in zip(state["keys"], state["categories"], strict=True)
             ]
             columns[_keys.CATEGORICAL_COVARIATES] = np.stack(codes, axis=1).astype(np.int32)
+        if self.module.reads_counts:
+            counts = self._counts(source, type(self).__name__)
+            columns[_keys.SIZE_FACTOR] = all_size_factors(self._setup.expression(source), counts, source.obs_names)
         if self._setup.cell_embedding_key is not None:
             state = registries[_keys.CELL_EMBEDDING]["state_registry"]
             columns[_keys.CELL_EMBEDDING] = self._setup.cell_embedding(source, state["n_dimensions"])
         return columns
+
+    @staticmethod
+    def _counts(source: AnnData, reader: str) -> Any:
+        """Raw counts of the cells."""
+        if _keys.COUNTS_LAYER not in source.layers:
+            raise ValueError(
+                f"{reader} needs raw counts in layers[{_keys.COUNTS_LAYER!r}] of the cells' AnnData"
+                f"{close_matches(_keys.COUNTS_LAYER, source.layers)}"
+            )
+        return source.layers[_keys.COUNTS_LAYER]
+
+    @property
+    def _covariate_sizes(self) -> tuple[int, ...]:
+        """Number of values of the context, where there is one, and of each categorical covariate."""
+        registries = self.registry_["field_registries"]
+        return tuple(
+            len(known)
+            for key in (_keys.CONTEXT, _keys.CATEGORICAL_COVARIATES)
+            if key in registries
+            for known in registries[key]["state_registry"]["categories"]
+        )
 
     def _provenance(self, realise: str, seed: int) -> dict[str, Any]:
         """Where a result comes from, in plain strings and numbers."""

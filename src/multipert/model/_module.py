@@ -26,7 +26,8 @@ class PerturbationModule(BaseModuleClass):
     for one that was not there at the setup. In a prediction the batch holds control cells with the target's codes and
     doses, and, where `context_means` is True, `"context_mean"` (B, n_vars): the mean of all control cells of the cell's
     context; where `draws` is True, or samples were asked for, `"cell_key"` (B,): 64 random bits that depend on the seed
-    and the cell's name only. Training batches hold it where `keyed_training` is True.
+    and the cell's name only. Training batches hold it where `keyed_training` is True. `"X_control"` comes with
+    `"cell_embedding_control"` (B, n_cell_embedding) where an embedding is registered.
     """
 
     context_means: bool = False
@@ -41,6 +42,14 @@ class PerturbationModule(BaseModuleClass):
 
     keyed_training: bool = False
     """Whether the loss draws numbers that stay with each cell: training batches then hold `"cell_key"`."""
+
+    indexed_training: bool = False
+    """Whether the loss needs to know which cell a row is: training batches then hold `"row"` (B,), its number among all
+    cells of the model's data."""
+
+    reads_counts: bool = False
+    """Whether training and prediction need raw counts: batches then hold `"size_factor"` (B,), with which
+    `counts = expm1(X) / size_factor`."""
 
     n_rows: int = 1
     """Cells, or pairs, of the present training pass."""

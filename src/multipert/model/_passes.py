@@ -41,10 +41,11 @@ class Pass:
 
     def training(self, rows: np.ndarray, seed: int) -> CellLoader | GroupLoader:
         """Shuffled batches of the training cells."""
-        kept, partners, groups, pool = rows[:0], None, [], None
+        kept, partners, groups, pools = rows[:0], None, [], []
         is_control = self.model._setup.is_control(self.adata)
         if self.pairing == "any":
-            kept, pool = rows[~is_control[rows]], rows[is_control[rows]]
+            kept = rows[~is_control[rows]]
+            pools = [(np.arange(len(kept)), rows[is_control[rows]])]
         elif self.pairing == "group":
             groups = self._groups(rows, rows)
             kept = np.concatenate([rows[:0], *(cells for cells, _ in groups if not is_control[cells[0]])])
@@ -53,6 +54,8 @@ class Pass:
             kept, partners = label_pairs(labels.to_numpy(dtype=object), rows, seed=self.seed)
         else:
             kept, partners = self._paired(rows, rows)
+            if self.pairing == "random" and self.model._setup.pairing_key is None:
+                pools = self._pools(kept, rows)
         if not len(kept):
             raise ValueError(
                 f"None of the {len(rows)} training cells can be paired: no context has both control and perturbed cells "
@@ -67,7 +70,7 @@ class Pass:
             shuffle=True,
             drop_last=True,
             partners=partners,
-            pool=pool,
+            pools=pools,
             seed=seed,
             block_size=self.block_size,
         )
@@ -96,7 +99,7 @@ class Pass:
         if self.pairing == "ot" and self.model._setup.pairing_key is None:
             return transported_rows(self.model, self.adata, rows, pool, self.seed, itself=self.itself)
         partners = self.model._partners(self.adata, pool, self.seed)[np.searchsorted(pool, rows)]
-        if self.pairing == "ot" and not self.itself:
+        if not self.itself:
             is_perturbed = ~self.model._setup.is_control(self.adata)[rows]
             rows, partners = rows[is_perturbed], partners[is_perturbed]
         partners = np.where(np.isin(partners, pool), partners, -1)
@@ -104,6 +107,13 @@ class Pass:
         if dropped:
             logger.warning("%d cell(s) have no control cell in their context and are left out.", dropped)
         return rows[partners >= 0], partners[partners >= 0]
+
+    def _pools(self, kept: np.ndarray, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Positions of the perturbed cells of every context, and the control cells there."""
+        contexts, is_control = self.model._setup.contexts(self.adata), self.model._setup.is_control(self.adata)
+        perturbed, controls = np.flatnonzero(~is_control[kept]), rows[is_control[rows]]
+        of_perturbed, of_controls = contexts[kept[perturbed]], contexts[controls]
+        return [(perturbed[of_perturbed == name], controls[of_controls == name]) for name in np.unique(of_perturbed)]
 
     def _groups(self, rows: np.ndarray, pool: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """The cells of every context and condition, and the control cells of the context."""

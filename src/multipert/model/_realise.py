@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from scipy import sparse
 
+from multipert import _keys
+from multipert.data._checks import row_blocks
 from multipert.data._noise import cell_generator
 
 if TYPE_CHECKING:
@@ -100,10 +102,33 @@ def size_factors(x: Any, counts: Any, names: Sequence[str], layer: str) -> np.nd
         cells = np.flatnonzero(wrong.any(axis=1))
         raise ValueError(
             f"The expression is not log1p(size factor * layers[{layer!r}]): {len(cells)} cell(s) differ, first "
-            f"{str(names[cells[0]])!r}; realise='counts' needs both from the same normalisation "
+            f"{str(names[cells[0]])!r}; both must be of the same normalisation "
             "(scanpy.pp.normalize_total, then scanpy.pp.log1p, without scaling)."
         )
     return factors
+
+
+def all_size_factors(x: Any, counts: Any, names: Sequence[str]) -> np.ndarray:
+    """Size factors of many cells, block by block; see :func:`size_factors`.
+
+    Parameters
+    ----------
+    x
+        Log-normalised expression, shape `(n_cells, n_vars)`, in memory or on disk.
+    counts
+        Raw counts, same shape.
+    names
+        Names of the cells.
+
+    Returns
+    -------
+    Size factors, shape `(n_cells,)`, float32.
+    """
+    made = [
+        size_factors(block, counts[at], [names[i] for i in at], _keys.COUNTS_LAYER)
+        for at, block in row_blocks(x, np.arange(x.shape[0]))
+    ]
+    return np.concatenate(made).astype(np.float32)
 
 
 def draw_counts(

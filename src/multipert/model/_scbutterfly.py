@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 R, A = 0, 1
 _GATE = 1.35
 _ZERO_BELOW = 1e-4
+# what to do about raw counts of a target modality
+_REMEDIES: dict[Output, str] = {
+    "sigmoid": "bring peaks to 0..1 first (multipert.pp.tfidf).",
+    "identity": "bring proteins to centred log ratios first (multipert.pp.clr).",
+}
 
 # two modalities differ more than control and perturbed cells do, and take longer to learn
 _TRANSLATION = {"n_updates": 2400}
@@ -357,8 +362,8 @@ class ScButterfly(PerturbationModel):
 
     tags = ModelTags(several_perturbations=False, translates=True, latent=True, reference="Cao2024")
     stages: tuple[Stage | Pairing, ...] = (
-        Stage("ot", trains="module", share=0.5, name="R", itself=False),
-        Stage("ot", trains="module", share=0.5, name="A", itself=False),
+        Stage("ot", trains="module", share=0.5, name="R", itself=False, once=True),
+        Stage("ot", trains="module", share=0.5, name="A", itself=False, once=True),
         Stage("ot", name="joint", itself=False),
     )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -518,7 +523,9 @@ class ScButterfly(PerturbationModel):
         named = AnnData(obs=pd.DataFrame(index=obs_names), var=pd.DataFrame(index=feature_names(self, side)))
         name = f"Modality {modality_names(self)[side]!r}"
         output = self._sides[side].output
-        check_expression(x, named, name=name, rows=rows, signed=output == "identity")
+        # of the side of the expression the usual remedy holds
+        remedy = _REMEDIES.get(output) if side == A else None
+        check_expression(x, named, name=name, rows=rows, signed=output == "identity", remedy=remedy)
         if output == "sigmoid":
             check_at_most_one(x, named, name, rows)
 
@@ -573,7 +580,7 @@ class ScButterfly(PerturbationModel):
         if indices is not None:
             chosen &= np.isin(np.arange(source.n_obs), _row_numbers(source, indices))
         if context is not None:
-            chosen &= self._in_contexts(source, [context] if isinstance(context, str) else context)
+            chosen &= self._in_contexts(source, context)
         if not chosen.any():
             raise ValueError("No perturbed cell is left after `context` and `indices`; widen the choice.")
         rows = np.flatnonzero(chosen)

@@ -379,10 +379,12 @@ class ScGen(PerturbationModel):
         return ScGenModule(**self._module_args)
 
     def _context_codes(self, names: Sequence[str]) -> list[int]:
-        if isinstance(names, str):
+        if np.ndim(names) == 0:
             raise TypeError(f"delta_contexts={names!r} must be a list of contexts, such as {[names]}.")
         if self._setup.context_key is None:
             raise ValueError("delta_contexts was given but the model was set up without context_key.")
+        if not len(names):
+            raise ValueError("delta_contexts is empty, so no vector could be taken; name at least one context.")
         known = list(self.registry_["field_registries"][_keys.CONTEXT]["state_registry"]["categories"][0])
         for name in names:
             if str(name) not in known:

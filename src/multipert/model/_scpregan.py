@@ -531,7 +531,7 @@ class ScPreGAN(PerturbationModel):
             mask[_row_numbers(source, indices)] = True
             chosen &= mask
         if context is not None:
-            chosen &= self._in_contexts(source, [context] if isinstance(context, str) else context)
+            chosen &= self._in_contexts(source, context)
         if not chosen.any():
             raise ValueError("No perturbed cell is left after `context` and `indices`; widen the choice.")
         rows = np.flatnonzero(chosen)

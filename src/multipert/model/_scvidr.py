@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -37,6 +38,8 @@ Latent = Literal["vae", "pca"]
 # centroids are means of float32 numbers: a smaller share of the largest spread is rounding
 _LEAST_SPREAD = 1e-5
 _PASSES, _OVERSAMPLE = 6, 10
+# sum of the absolute weights, 1 between the contexts, above which an error of the vectors is multiplied too much
+_MOST_WEIGHT = 3
 
 
 def regression_weights(control: np.ndarray, target: np.ndarray, ridge_alpha: float) -> np.ndarray:
@@ -215,7 +218,16 @@ class ScVIDRModule(LatentShiftModule):
         if not self.regression:
             return delta.mean(0).expand(len(centroids), -1)
         control, target = (x.double().cpu().numpy() for x in (self.centroid[self.pair_context[at]], centroids))
-        return torch.from_numpy(regression_weights(control, target, self.ridge_alpha)).to(delta.device) @ delta
+        weights = regression_weights(control, target, self.ridge_alpha)
+        if np.abs(weights).sum(axis=1).max() > _MOST_WEIGHT:
+            warnings.warn(
+                "ScVIDR extrapolates: the control cells of a context lie far outside those of the contexts that the vector "
+                f"was measured in, so that these are weighted by {weights.min():.1f} to {weights.max():.1f}. Compare "
+                "regression_errors(); a ridge_alpha draws the weights to equal ones, regression=False makes them so.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return torch.from_numpy(weights).to(delta.device) @ delta
 
     def centroids_of(self, tensors: Tensors) -> torch.Tensor:
         """Control centroid of each cell's context: of its training cells, or of the given ones where it has none there."""
@@ -530,7 +542,7 @@ class ScVIDR(PerturbationModel):
         return self.module.context_shift(position, self.module.centroid[at : at + 1])[0]
 
     def _checked_dose(self, name: str, dose: float) -> float:
-        if self._setup.dose_key is None and float(dose) != 1:
+        if self._setup.dose_key is None and float(dose) not in (0, 1):
             raise ValueError(f"dose={dose!r} was asked for, but the model was set up without dose_key.")
         condition = self._codec.parse(name, dose)
         return condition[0][1] if condition else 0.0
@@ -626,18 +638,20 @@ class ScVIDR(PerturbationModel):
         Raises
         ------
         ValueError
-            If the perturbation or the context is unknown, a dose is negative, there are no such cells, or a context has no
-            control cells.
+            If the perturbation or the context is unknown, a dose is negative or given twice, there are no such cells, or a
+            context has no control cells.
         """
         self._require_trained()
         name, position = self._named(perturbation)
         highest = self.trained_conditions_[position]
         doses = [self._checked_dose(name, one) for one in np.atleast_1d(dose)]
+        if not doses or len(set(doses)) < len(doses):
+            raise ValueError(f"dose={dose!r} must name at least one dose, and none twice.")
         source = self._source(adata)
         conditions, of_cell = self._setup.conditions(source)
         chosen = np.array([condition == highest for condition in conditions])[of_cell]
         if context is not None:
-            chosen &= self._in_contexts(source, [context] if isinstance(context, str) else context)
+            chosen &= self._in_contexts(source, context)
         rows = np.flatnonzero(chosen)
         if not len(rows):
             raise ValueError(

@@ -14,6 +14,8 @@ class ModelTags:
     ----------
     uses_context
         Whether the prediction depends on the context.
+    uses_covariates
+        Whether it depends on categorical covariates, so that values never seen are refused.
     needs_context
         Whether `context_key` must be given.
     unseen_context
@@ -53,6 +55,7 @@ class ModelTags:
     """
 
     uses_context: bool = False
+    uses_covariates: bool = False
     needs_context: bool = False
     unseen_context: bool = True
     several_perturbations: bool = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from multipert.data._conditions import Condition, canonical_dose, canonical_label, close_matches
+from multipert.data._conditions import Condition, as_list, canonical_dose, canonical_label, close_matches
 
 from ._setup import check_condition
 
@@ -80,7 +80,7 @@ def read_targets(
         doses = list(perturbation["dose"]) if "dose" in perturbation else [None] * len(labels)
         contexts = list(perturbation["context"].astype(str)) if "context" in perturbation else [None] * len(labels)
     else:
-        labels = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+        labels = [str(label) for label in as_list(perturbation)]
         doses = [dose] if dose is None or isinstance(dose, str) or np.isscalar(dose) else list(dose)
         if len(doses) == 1:
             doses = doses * len(labels)

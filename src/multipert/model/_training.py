@@ -171,11 +171,12 @@ def passes_of(model: PerturbationModel) -> list[Stage]:
 
     Returns
     -------
-    One stage per pass.
+    One stage per pass; those that a model has once only while it is not trained.
     """
     stages = [Stage.of(stage) for stage in model.stages]
     shares = model._preset.get("shares", [stage.share for stage in stages])
-    return [replace(stage, share=share) for stage, share in zip(stages, shares, strict=True)]
+    stages = [replace(stage, share=share) for stage, share in zip(stages, shares, strict=True)]
+    return [stage for stage in stages if not (stage.once and model.is_trained_)]
 
 
 def n_processes(devices: Any, num_nodes: int) -> int:

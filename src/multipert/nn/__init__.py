@@ -2,6 +2,7 @@
 
 from ._adversary import ConditionAdversary, GaussianAdversary
 from ._condition import ConditionVector, multi_hot
+from ._covariates import CovariateVector, covariate_codes
 from ._energy import energy_distance
 from ._film import Encoder, FiLMDecoder, FiLMGenerator, linear
 from ._moments import GroupMeans, group_means
@@ -11,6 +12,7 @@ from ._variational import GaussianLatent, kl_to_standard_normal, noise_of_cells
 __all__ = [
     "ConditionAdversary",
     "ConditionVector",
+    "CovariateVector",
     "Encoder",
     "FiLMDecoder",
     "FiLMGenerator",
@@ -19,6 +21,7 @@ __all__ = [
     "GroupMeans",
     "VAEDecoder",
     "VAEEncoder",
+    "covariate_codes",
     "energy_distance",
     "group_means",
     "kl_to_standard_normal",

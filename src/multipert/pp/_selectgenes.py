@@ -10,6 +10,7 @@ import pandas as pd
 from multipert import _keys
 from multipert.data._checks import check_column, check_control, check_expression, row_blocks
 from multipert.data._codec import parse_column, tokens
+from multipert.data._conditions import as_list
 
 from ._fit import matrix, rows_to_fit
 from ._highlyvariablegenes import describe, finish_selection, mark_variable, rank_genes
@@ -144,7 +145,7 @@ def _contexts(obs: pd.DataFrame, context_key: str | Sequence[str] | None) -> np.
     """Code of each cell's context, shape `(n_cells,)`."""
     if context_key is None:
         return np.zeros(len(obs), dtype=np.int64)
-    keys = [context_key] if isinstance(context_key, str) else list(context_key)
+    keys = as_list(context_key)
     columns = [check_column(obs, key, "context_key").astype(str).to_numpy() for key in keys]
     return pd.factorize(pd.MultiIndex.from_arrays(columns), sort=True)[0]
 

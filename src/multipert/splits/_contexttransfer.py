@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multipert import _keys
+from multipert.data._conditions import as_list
 
 from ._assign import TEST, TRAIN, VAL, as_split
 from ._names import as_contexts, require
@@ -84,7 +85,7 @@ def context_transfer(
     out = as_contexts(hold_out, screen, len(context_keys(context_key)), "hold_out")
     wanted = screen.n_parts > 0
     if perturbation is not None:
-        names = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+        names = as_list(perturbation)
         known = [screen.label(condition) for condition in np.flatnonzero(wanted)]
         found = {name: screen.find(name) for name in names}
         require([name for name, condition in found.items() if condition is None], known, "perturbation")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from multipert import _keys
+from multipert.data._conditions import as_list
 from multipert.data._noise import cell_key
 
 from ._assign import TEST, TRAIN, VAL, assign_pairs, check_options, halve
@@ -111,7 +112,7 @@ def dose(
     )
     names = screen.perturbations
     if perturbation is not None:
-        names = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+        names = as_list(perturbation)
         require(names, screen.perturbations, "perturbation")
     chosen = _choose(screen, sorted(set(names)), which, n_doses, seed)
     units = np.ones((1, len(chosen)), dtype=bool)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from multipert import _keys
 from multipert.data._checks import check_column
-from multipert.data._conditions import close_matches
+from multipert.data._conditions import as_list, close_matches
 from multipert.data._noise import cell_key
 
 from ._assign import TRAIN, assign_held_out, assign_pairs, check_options, check_share
@@ -115,7 +115,7 @@ def manual(
                 rng = np.random.default_rng(cell_key(seed, screen.context_label(context)))
                 held[context, rng.permutation(possible)[: int(what * len(possible))]] = True
             else:
-                for label in [what] if isinstance(what, str) else what:
+                for label in as_list(what):
                     held[context, _find(screen, label, context)] = True
     else:
         raise ValueError(

@@ -11,7 +11,7 @@ import pandas as pd
 
 from multipert.data._checks import check_column, check_control
 from multipert.data._codec import parse_column, tokens
-from multipert.data._conditions import parse_condition
+from multipert.data._conditions import as_list, parse_condition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,7 +188,7 @@ def context_keys(context_key: str | Sequence[str] | None) -> list[str]:
     """The obs columns of contexts, as a list."""
     if context_key is None:
         return []
-    keys = [context_key] if isinstance(context_key, str) else list(context_key)
+    keys = as_list(context_key)
     if not keys:
         raise ValueError("context_key=[] names no column; pass None if all cells share one context.")
     return keys

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from multipert import _keys
+from multipert.data._conditions import as_list
 
 from ._assign import TEST, TRAIN, VAL, assign_pairs, check_options, check_share, halve
 from ._names import require
@@ -105,7 +106,7 @@ def unseen_perturbation(
     if perturbation is None:
         chosen = rng.permutation(len(names))[: max(1, round(share * len(names)))]
     else:
-        wanted = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+        wanted = as_list(perturbation)
         require(wanted, screen.perturbations, "perturbation")
         chosen = np.flatnonzero(np.isin(names, wanted))
     if not len(chosen) or len(chosen) == len(names):

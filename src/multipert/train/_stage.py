@@ -17,8 +17,8 @@ class Stage:
     Parameters
     ----------
     pairing
-        What a batch holds: "self" cells under their own label, "random" cells with a control cell of their context,
-        "ot" control cells with a transported partner of each condition, "any" perturbed cells with a control cell of any
+        What a batch holds: "self" cells under their own label, "random" perturbed cells with a control cell of their
+        context that is drawn anew each epoch, "ot" control cells with a transported partner of each condition, "any" perturbed cells with a control cell of any
         context that is drawn anew each epoch, "group" some cells of each of several contexts and conditions, with as many
         control cells of the context, "label" cells with the values of a target modality that they have themselves, and
         twice with those of cells of their own label.
@@ -30,7 +30,9 @@ class Stage:
     name
         What the module finds in its `stage` during the pass, where it learns something else in each.
     itself
-        Whether transported control cells also meet themselves, under control.
+        Whether control cells of "random" and "ot" also meet themselves, under control.
+    once
+        Whether the pass is left out when a trained model is trained further.
     """
 
     pairing: Pairing = "self"
@@ -38,6 +40,7 @@ class Stage:
     share: float = 1.0
     name: str = ""
     itself: bool = True
+    once: bool = False
 
     @classmethod
     def of(cls, stage: Stage | Pairing) -> Stage:
