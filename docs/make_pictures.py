@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 import multipert as mp
-from multipert.model import ContextShift, MTAe, NoPerturb, TwoFactor
+from multipert.model import ContextShift, MTAe, NoPerturb, ScVIDR, TwoFactor
 
 FOLDER = Path(__file__).parent / "_static" / "pictures"
 HELD_OUT = "context_2"
@@ -32,9 +32,9 @@ def held_out(adata):
     return adata[is_control], adata[is_test]
 
 
-def fitted(model_class, adata, **setup):
+def fitted(model_class, adata, arguments=None, **setup):
     model_class.setup_anndata(adata, context_key="context", **setup)
-    model = model_class(adata)
+    model = model_class(adata, **(arguments or {}))
     model.train(split_key="split", seed=0, enable_progress_bar=False)
     return model
 
@@ -128,6 +128,22 @@ def perturbations():
     return mp.pl.perturbations(fitted(MTAe, adata).get_perturbation_embedding(), groups=largest)
 
 
+def scvidr():
+    adata, *_ = screen("doses")
+    return fitted(ScVIDR, adata, {"latent": "pca"}, dose_key="dose"), adata
+
+
+def gene_scores():
+    model, _ = scvidr()
+    return mp.pl.gene_scores(model.gene_scores("P1", context=HELD_OUT))
+
+
+def pseudo_dose():
+    model, adata = scvidr()
+    here = (adata.obs["context"] == HELD_OUT) & adata.obs["perturbation"].isin(["P1", "control"])
+    return mp.pl.pseudo_dose(model.pseudo_dose(perturbation="P1")[here], adata.obs["dose"])
+
+
 PICTURES = (
     benchmark_table,
     rank_curves,
@@ -137,6 +153,8 @@ PICTURES = (
     dose_response,
     latent,
     perturbations,
+    gene_scores,
+    pseudo_dose,
 )
 
 
