@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from . import benchmark, data, datasets, metrics, model, nn, pl, pp, splits, testing, train
+    from . import benchmark, data, datasets, embedding, metrics, model, nn, pl, pp, splits, testing, train
 
 __version__ = _version("multipert")
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "benchmark",
     "data",
     "datasets",
+    "embedding",
     "metrics",
     "model",
     "nn",

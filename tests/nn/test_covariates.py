@@ -23,3 +23,8 @@ def test_context_comes_first_and_each_value_has_its_own_entry():
 def test_without_covariates_the_vectors_have_no_width():
     assert covariate_codes(batch()).shape == (3, 0)
     assert CovariateVector(())(batch()).shape == (3, 0)
+    assert CovariateVector(())(batch(context=torch.tensor([[1], [0], [1]]))).shape == (3, 0)
+
+
+def test_nothing_is_kept_in_files():
+    assert not CovariateVector((2, 3)).state_dict()

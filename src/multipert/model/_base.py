@@ -658,6 +658,10 @@ class PerturbationModel(BaseModelClass):
             ]
         return np.concatenate(parts)
 
+    def _further_latents(self, source: AnnData) -> dict[str, np.ndarray]:
+        """Latent representations that only this model has, by the end of their key in `obsm`; NaN where a cell has none."""
+        return {}
+
     def get_perturbation_embedding(self) -> pd.DataFrame:
         """What the model learnt of each perturbation.
 

@@ -223,6 +223,7 @@ def annotation(
     written: dict[str, dict[str, Any]] = {"uns": {name: model._provenance(realise, seed)}}
     if latent:
         written["obsm"] = {f"X_{name}": model.get_latent_representation(source)}
+        written["obsm"].update({f"X_{name}_{kind}": z for kind, z in model._further_latents(source).items()})
     if prediction:
         written["layers"] = {f"{name}_predicted": _own_labels(model, source, realise, seed)}
     return written

@@ -43,14 +43,12 @@ class CovariateVector(nn.Module):
     Parameters
     ----------
     sizes
-        Number of values of each, in the order of :func:`covariate_codes`.
+        Number of values of each, in the order of :func:`covariate_codes`; none reads no covariate, whatever a batch holds.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
         self.sizes = tuple(sizes)
-        starts = torch.tensor([0, *self.sizes]).cumsum(0)[:-1]
-        self.register_buffer("starts", starts, persistent=False)
 
     @property
     def width(self) -> int:
@@ -59,8 +57,11 @@ class CovariateVector(nn.Module):
 
     def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Vectors of a batch, shape `(B, width)`; an unknown value has none of its entries set."""
+        if not self.sizes:
+            return tensors[_keys.X].new_zeros(len(tensors[_keys.X]), 0)
         codes = covariate_codes(tensors)
+        starts = torch.tensor([0, *self.sizes[:-1]], device=codes.device).cumsum(0)
         vectors = tensors[_keys.X].new_zeros(len(codes), self.width + 1)
         # an unknown value falls on the extra column, which is cut off
-        at = torch.where(codes < 0, self.width, codes + self.starts)
+        at = torch.where(codes < 0, self.width, codes + starts)
         return vectors.scatter_(1, at, 1)[:, : self.width]

@@ -14,6 +14,8 @@ from ._invariance import changed
 from ._screen import HELD_OUT_CONTEXT
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from ._case import Case
 
 
@@ -25,7 +27,7 @@ def check_annotate(case: Case) -> None:
     wanted = {
         "obs": [],
         "layers": [f"{name}_predicted"],
-        "obsm": [f"X_{name}"] if case.cls.tags.latent else [],
+        "obsm": _latent_keys(case, before),
         "uns": [name],
     }
     for attribute, keys in wanted.items():
@@ -43,6 +45,13 @@ def check_annotate(case: Case) -> None:
             found, written = getattr(read, attribute)[key], getattr(adata, attribute)[key]
             require_equal(found, written, f"{attribute}[{key!r}] on file and in memory")
     require(read.uns[name]["model"] == name, f"uns[{name!r}]['model'] on file is {read.uns[name]['model']!r}")
+
+
+def _latent_keys(case: Case, adata: AnnData) -> list[str]:
+    name = case.cls.__name__
+    if not case.cls.tags.latent:
+        return []
+    return [f"X_{name}", *(f"X_{name}_{kind}" for kind in case.trained._further_latents(adata))]
 
 
 def check_annotate_leakage(case: Case) -> None:

@@ -1,0 +1,128 @@
+"""What PerturBench's models of means share: the loss, the activation of the output, and the reference's schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from scvi.module.base import LossOutput
+
+from multipert.data._conditions import close_matches
+from multipert.nn._perceptron import OutputActivation
+
+from ._embedding import registered_embedding, scaled
+
+if TYPE_CHECKING:
+    from multipert.data._conditions import Condition
+    from multipert.nn import LabelVector
+
+    from ._base import PerturbationModel
+    from ._tags import ModelTags
+
+REFERENCE: dict[str, Any] = {
+    "max_epochs": 500,
+    "batch_size": 4000,
+    "keeps_best": True,
+    "plan_kwargs": {"n_warmup_steps": 0},
+}
+"""What presets after the reference have in common; its rate also falls when the validation loss stands still."""
+
+
+def squared_error(decoded: torch.Tensor, x: torch.Tensor) -> LossOutput:
+    """Squared error of decoded cells.
+
+    Parameters
+    ----------
+    decoded
+        Decoded cells, shape `(B, n_vars)`.
+    x
+        What they should be, same shape.
+
+    Returns
+    -------
+    The mean over cells and genes as the loss, and for each cell its mean over genes.
+    """
+    per_cell = torch.square(decoded - x).mean(dim=1)
+    return LossOutput(loss=per_cell.mean(), reconstruction_loss=per_cell)
+
+
+def checked_output(model: PerturbationModel, given: OutputActivation | None, *, default: OutputActivation) -> str:
+    """Activation of the output: what was given, else the default, or none for signed data.
+
+    Parameters
+    ----------
+    model
+        The model, for its setup.
+    given
+        What the user gave.
+    default
+        What holds where nothing was given and the data are not signed.
+
+    Returns
+    -------
+    Its name.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or excludes values that signed data have.
+    """
+    signed = model._setup.signed
+    name = given or ("identity" if signed else default)
+    if name not in get_args(OutputActivation):
+        raise ValueError(f"output_activation={name!r} is unknown{close_matches(name, get_args(OutputActivation))}")
+    if signed and name != "identity":
+        raise ValueError(
+            f"output_activation={name!r} gives no negative values, but the data were set up with signed=True; take "
+            "'identity'."
+        )
+    return name
+
+
+def blind_to_covariates(tags: ModelTags) -> ModelTags:
+    """Tags of a model that was told to read neither contexts nor covariates.
+
+    Parameters
+    ----------
+    tags
+        Those of its class.
+
+    Returns
+    -------
+    Tags under which control cells of any context are a legal input.
+    """
+    return replace(tags, uses_context=False, unseen_context=True, uses_covariates=False)
+
+
+def single_conditions(model: PerturbationModel) -> list[Condition]:
+    """What a table of a trained model's perturbations has rows for.
+
+    Parameters
+    ----------
+    model
+        The model.
+
+    Returns
+    -------
+    Each perturbation that was trained or has a given embedding; with doses each trained condition.
+    """
+    if model._setup.dose_key is not None:
+        return sorted(condition for condition in model.trained_conditions_ if condition)
+    trained = {name for condition in model.trained_conditions_ for name, _ in condition}
+    return [((name, 1.0),) for name in model._codec.vocabulary if name in trained or model._n_embedding]
+
+
+def fill_embedding(model: PerturbationModel, vector: LabelVector) -> None:
+    """Put the given perturbation embedding, scaled, where a network reads it.
+
+    Parameters
+    ----------
+    model
+        The model.
+    vector
+        Its labels' vectors; unchanged where no embedding is given.
+    """
+    table = registered_embedding(model)
+    if table is not None:
+        vector.embedding = scaled(table)
