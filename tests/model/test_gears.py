@@ -532,6 +532,13 @@ def test_weights_and_graphs_are_all_that_a_file_holds(genes, toys, tmp_path):
     assert not {"expressed", "control_mean"} & kept
 
 
+def test_half_precision_trains_and_an_estimate_is_made(genes, toys):
+    model = fit(toys, genes, max_epochs=2, precision="bf16-mixed")
+    assert np.isfinite(model.predict().X).all()
+    assert model.module.joint_norm.running_var.dtype == torch.float32
+    assert model.estimate(accelerator="cpu").memory > 0
+
+
 def test_signed_data_are_legal(genes, toys):
     genes.X = genes.X.toarray() - 1
     model = fit(toys, genes, setup={**TABLE, "signed": True})

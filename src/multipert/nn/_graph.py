@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -80,9 +80,29 @@ def propagate(edges: torch.Tensor | None, entries: torch.Tensor, values: torch.T
     """
     if edges is None:
         return values
-    n_nodes = len(values)
-    matrix = torch.sparse_coo_tensor(edges, entries, (n_nodes, n_nodes), is_coalesced=True, check_invariants=False)
-    return torch.sparse.mm(matrix, values.to(entries.dtype))
+    return _Propagate.apply(values.to(entries.dtype), edges, entries)
+
+
+class _Propagate(torch.autograd.Function):
+    """The product, with nothing sparse kept for its gradient, of which torch cannot tell the size."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, edges: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(edges, entries)
+        return _product(edges, entries, values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        edges, entries = ctx.saved_tensors
+        order = torch.argsort(edges[1], stable=True)
+        return _product(edges.flip(0)[:, order], entries[order], gradient), None, None
+
+
+def _product(edges: torch.Tensor, entries: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Product of a square sparse matrix, in the order of a coalesced one, with a dense one."""
+    shape = (len(values), len(values))
+    matrix = torch.sparse_coo_tensor(edges, entries, shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse.mm(matrix, values)
 
 
 class GraphConvolution(nn.Module):
@@ -158,9 +178,11 @@ class CellBatchNorm(nn.BatchNorm1d):
             return super().forward(rows).reshape(input.shape)
         repeats = len(rows) // len(n_cells)
         share = (n_cells.to(rows) / (n_cells.sum() * repeats)).repeat_interleave(repeats)
-        mean = share @ rows
-        centred = rows - mean
-        variance = share @ centred.square()
+        # products would be rounded to half precision
+        with torch.autocast(rows.device.type, enabled=False):
+            mean = share @ rows
+            centred = rows - mean
+            variance = share @ centred.square()
         self._keep(mean.detach(), variance.detach(), n_cells.sum() * repeats)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias, centred, scale).reshape(input.shape)
