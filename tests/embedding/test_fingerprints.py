@@ -54,7 +54,7 @@ def test_control_needs_no_structure_and_no_row_is_invented():
 
 @pytest.mark.parametrize(("argument", "value"), [("radius", -1), ("n_bits", 0)])
 def test_numbers_out_of_range_are_named(argument, value):
-    with pytest.raises(ValueError, match=f"{argument}={value} must be at least"):
+    with pytest.raises(ValueError, match=f"{argument}={value} must be a whole number"):
         fingerprints(DRUGS, **{argument: value})
 
 

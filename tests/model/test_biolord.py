@@ -487,6 +487,18 @@ def test_free_codes_survive_files_and_further_training(held_out, toys, tmp_path)
     assert len(loaded.module.codes) == (held_out.obs["other"] == "train").sum()
 
 
+def test_free_codes_are_drawn_anew_for_other_cells_in_their_rows(held_out, toys, tmp_path):
+    model = made(toys, held_out, init={"unknown": "free", "n_code_steps": 5})
+    model.save(tmp_path / "model")
+    for data, kept in ((held_out, True), (held_out[::-1].copy(), False)):
+        loaded = Biolord.load(tmp_path / "model", adata=data, accelerator="cpu")
+        loaded.train(max_epochs=1, batch_size=16, lr=1e-9, seed=7, split_key="split", **toys.quiet)
+        same = loaded.module.codes.shape == model.module.codes.shape and torch.allclose(
+            loaded.module.codes, model.module.codes, atol=1e-3
+        )
+        assert same == kept
+
+
 def test_a_training_that_fails_gives_the_codes_back(adata, toys):
     model = made(toys, adata, init={"unknown": "free", "n_code_steps": 5})
     before = model.module.codes

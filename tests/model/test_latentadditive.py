@@ -239,7 +239,7 @@ def test_a_planted_shift_is_found_in_the_other_context(toys):
 
 def test_unseen_perturbations_need_an_embedding(adata, toys):
     model = toys.trained(LatentAdditive, adata, setup={**CONTEXT, "perturbation_embedding_key": "table"}, init=SMALL)
-    assert model.module.perturbation_encoder.first.in_features == 3
+    assert model.module.perturbation_encoder.first.in_features == 3 + 1
     assert model.predict(perturbation="D").n_obs == 30
     assert list(model.get_perturbation_embedding().index) == ["control", *"ABCD"]
     with pytest.raises(ValueError, match="'D' is unknown"):

@@ -267,6 +267,23 @@ def test_an_unseen_perturbation_is_linear_in_its_embedding(adata, toys):
     assert model.predict(perturbation="D").n_obs == 30
 
 
+def test_what_all_perturbations_share_is_theirs_and_not_controls(toys):
+    """A centred embedding has its middle, and the sum of all of its rows, where control is."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["control", *"ABCD"], 60)
+    x = rng.normal(3, 0.1, (300, 20))
+    x[labels != "control", :5] += 2
+    adata = AnnData(x.astype(np.float32), pd.DataFrame({"perturbation": labels}, index=[f"c{i}" for i in range(300)]))
+    adata.uns["table"] = pd.DataFrame([[1.0, 0], [-1, 0], [0, 1], [0, -1]], index=list("ABCD"))
+    model = toys.trained(LinearAdditive, adata, setup={"perturbation_embedding_key": "table"}, init=CLOSED)
+    for realise in ("plain", "residual"):
+        control, one, both = (
+            model.predict(perturbation=label, realise=realise).X.mean(0) for label in ("control", "A", "A+B")
+        )
+        np.testing.assert_allclose((one - control)[:5], 2, atol=0.1)
+        np.testing.assert_allclose((both - control)[:5], 4, atol=0.2)
+
+
 def test_doses_scale_the_shift_by_their_logarithm(adata, toys):
     setup = {"perturbation_key": "combination", **CONTEXT, "dose_key": "dose"}
     model = toys.trained(LinearAdditive, adata, setup=setup, init=CLOSED)

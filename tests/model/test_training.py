@@ -554,6 +554,18 @@ def test_covariates_never_seen_are_refused_where_the_model_reads_them(toys):
     model = cls(adata)
     assert model._covariate_sizes == (3, 2)
     model.train(max_epochs=1, **toys.quiet)
+    # a value that the setup knew and no training cell had is as unknown as a new one
+    held = toys.screen()
+    held.obs["split"] = np.where(held.obs["batch"] == "y", "test", "train")
+    cls.setup_anndata(held, categorical_covariate_keys=["batch"])
+    part = cls(held)
+    part.train(max_epochs=1, split_key="split", **toys.quiet)
+    with pytest.raises(ValueError, match="was not trained on: y"):
+        part.predict(perturbation="A")
+    with pytest.warns(UserWarning, match="covariates that the model was not trained on"):
+        part.annotate(held, latent=False)
+    unseen = (held.obs["batch"] == "y").to_numpy()
+    assert np.isnan(held.layers["Net_predicted"][unseen]).all()
     other = toys.screen()
     other.obs["batch"] = other.obs["batch"].replace({"y": "z"})
     n = int(((other.obs["batch"] == "z") & (other.obs["perturbation"] == "control")).sum())

@@ -130,8 +130,8 @@ def test_doses_are_logarithmic_and_go_to_control():
 @pytest.mark.parametrize("doses", [False, True])
 def test_a_given_embedding_takes_the_place_of_the_unit_vectors(doses):
     unit, given_ = LabelVector(3, doses=doses), LabelVector(3, 4, doses=doses)
-    given_.embedding = torch.randn(3, 4)
-    assert (unit.width, given_.width) == (3, 4)
+    given_.fill(torch.randn(3, 4))
+    assert (unit.width, given_.width) == (3, 5)
     np.testing.assert_allclose(given_(batch()), unit(batch()) @ given_.embedding, rtol=1e-5, atol=1e-6)
 
 

@@ -68,6 +68,8 @@ def annotation_table(
     pairs = pairs.astype(str).drop_duplicates()
     if genes is None:
         names = pd.Index(sorted(set(pairs["gene"])))
+    elif isinstance(genes, str):
+        raise TypeError(f"genes={genes!r} must be a list of genes, such as {[genes]}.")
     else:
         names = pd.Index([str(gene) for gene in genes])
         if names.has_duplicates:

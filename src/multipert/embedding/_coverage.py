@@ -51,6 +51,8 @@ def coverage(
 
     Raises
     ------
+    TypeError
+        If `table` is a single text.
     KeyError
         If there is no such obs column.
     ValueError
@@ -64,6 +66,8 @@ def coverage(
     >>> found["covered"].sum(), found.attrs["unused"]
     (np.int64(2), 1)
     """
+    if isinstance(table, str):
+        raise TypeError(f"table={table!r} must be a DataFrame or a list of names, such as {[table]}.")
     names = {str(name) for name in (table.index if isinstance(table, pd.DataFrame) else table)} - {control}
     labels = check_column(adata.obs, perturbation_key, "perturbation_key")
     conditions, inverse = parse_column(labels, None, control=control, delimiter=delimiter)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
 
 from multipert._keys import CONTROL
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def fingerprints(
@@ -48,6 +46,8 @@ def fingerprints(
 
     Raises
     ------
+    TypeError
+        If `smiles` names no perturbations.
     ImportError
         If RDKit is not installed.
     ValueError
@@ -60,8 +60,10 @@ def fingerprints(
     ((2, 64), ['aspirin', 'ethanol'], True)
     """
     for name, value, least in (("radius", radius, 0), ("n_bits", n_bits, 1)):
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}.")
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}={value} must be a whole number of at least {least}.")
+    if not isinstance(smiles, Mapping | pd.Series):
+        raise TypeError(f"smiles is a {type(smiles).__name__}; give a dict or a Series of SMILES by name.")
     given = pd.Series(smiles, dtype=object)
     given.index = given.index.astype(str)
     given = given[given.index != control]

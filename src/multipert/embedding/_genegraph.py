@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -290,7 +291,7 @@ def check_limits(**limits: Any) -> None:
     """
     for name, value in limits.items():
         if name.endswith("neighbors"):
-            if value < 1 or int(value) != value:
+            if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value} must be a whole number of at least 1.")
-        elif not 0 <= value <= 1:
+        elif not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise ValueError(f"{name}={value} must lie in 0..1.")

@@ -32,6 +32,8 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
 
     Raises
     ------
+    TypeError
+        If `names` is a single text.
     FileNotFoundError
         If there is no such file.
     ValueError
@@ -48,6 +50,8 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
     [[3.0, 4.0]]
     >>> folder.cleanup()
     """
+    if isinstance(names, str):
+        raise TypeError(f"names={names!r} must be a list of names, such as {[names]}.")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")

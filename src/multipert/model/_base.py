@@ -232,6 +232,7 @@ class PerturbationModel(BaseModelClass):
         self._n_embedding = int(state.get("n_embedding", 0)) or None
         self.trained_conditions_: list[Condition] = []
         self.trained_contexts_: list[str] = []
+        self.trained_covariates_: dict[str, list[str]] = {}
         self.history_: dict[str, pd.DataFrame] = {}
         self._model_summary_string = (
             f"{type(self).__name__}: {len(self._codec.vocabulary)} perturbation(s), {self.summary_stats.n_vars} genes"
@@ -253,6 +254,14 @@ class PerturbationModel(BaseModelClass):
         with torch.random.fork_rng():
             torch.manual_seed(_seed(seed))
             self.module = self._new_module()
+        if self.module.reads_counts:
+            if self._setup.signed:
+                raise ValueError(
+                    "The likelihood is of counts, but the data were set up with signed=True; take one of log-normalised "
+                    "expression."
+                )
+            if self.adata is not None:
+                self._counts(self._setup.as_anndata(self.adata), type(self).__name__)
 
     def _value(self, name: str, given: Any) -> Any:
         """An explicit argument, or the preset's."""
@@ -764,20 +773,24 @@ class PerturbationModel(BaseModelClass):
             )
 
     def _check_covariates(self, source: AnnData, rows: np.ndarray) -> None:
-        """Refuse values of categorical covariates that were not there at the setup."""
-        registries = self.registry_["field_registries"]
-        if _keys.CATEGORICAL_COVARIATES not in registries:
-            return
-        state = registries[_keys.CATEGORICAL_COVARIATES]["state_registry"]
-        for key, known in zip(state["keys"], state["categories"], strict=True):
+        """Refuse values of categorical covariates that no training cell had."""
+        for key, known in self.trained_covariates_.items():
             values = check_column(source.obs, key, "categorical_covariate_keys").astype(str).to_numpy()[rows]
             unknown = sorted(set(values) - set(known))
             if unknown:
                 n = int(np.isin(values, unknown).sum())
                 raise ValueError(
-                    f"{n} cell(s) have values of obs[{key!r}] that {type(self).__name__} was not set up with: "
+                    f"{n} cell(s) have values of obs[{key!r}] that {type(self).__name__} was not trained on: "
                     f"{', '.join(unknown[:5])}{close_matches(unknown[0], known)}"
                 )
+
+    def _has_unseen_covariate(self, source: AnnData) -> np.ndarray:
+        """Whether each cell has a value of a covariate that this model reads and was not trained on."""
+        unseen = np.zeros(source.n_obs, dtype=bool)
+        for key, known in self.trained_covariates_.items() if self.tags.uses_covariates else ():
+            values = check_column(source.obs, key, "categorical_covariate_keys").astype(str)
+            unseen |= ~values.isin(known).to_numpy()
+        return unseen
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Genes that the model was set up with, in their order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from multipert.data._conditions import Condition
     from multipert.data._loaders import CellLoader
+    from multipert.data._store import CellStore
 
     from ._predict import Predictor
 
@@ -694,6 +696,7 @@ class Biolord(PerturbationModel):
             raise ValueError(
                 f"{meaningless[0]}={of_original[meaningless[0]]!r} has no meaning for variant='perturbench'; leave it out."
             )
+        self.code_cells_ = ""
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
@@ -722,6 +725,14 @@ class Biolord(PerturbationModel):
         for name in ("noise", "code_penalty", "reconstruction_penalty", "attribute_lr_factor"):
             if not 0 <= args[name] < math.inf:
                 raise ValueError(f"{name}={args[name]} must be a finite number of at least 0.")
+
+    def _training_store(self, adata: AnnData, seed: int) -> CellStore:
+        """The model's own cells; free codes are of these and no others, whatever their row numbers."""
+        cells = hashlib.sha256("\n".join(map(str, adata.obs_names)).encode()).hexdigest()
+        if self.module.indexed_training and cells != self.code_cells_:
+            self.module.code_rows = None
+        self.code_cells_ = cells
+        return super()._training_store(adata, seed)
 
     def _new_module(self) -> BiolordModule | BiolordStarModule:
         args, table = self._arguments, registered_embedding(self)

@@ -750,7 +750,8 @@ class CPA(PerturbationModel):
         """The latent representations with labels and covariates, of cells whose labels and contexts are known."""
         conditions, inverse = self._setup.conditions(source)
         known = np.array([self._refusal(condition) is None for condition in conditions])[inverse]
-        rows = np.flatnonzero(known & ~self._is_unseen_context(self._setup.contexts(source)))
+        known &= ~self._is_unseen_context(self._setup.contexts(source)) & ~self._has_unseen_covariate(source)
+        rows = np.flatnonzero(known)
         found = {}
         for kind, z in self.get_latents(source, rows).items() if len(rows) else ():
             if kind != "basal":

@@ -360,7 +360,7 @@ class DecoderOnly(PerturbationModel):
         dose
             As in :meth:`predict`.
         context
-            Contexts of the targets that name none; None takes all that were there at the setup.
+            Contexts of the targets that name none, any names; None takes all that were there at the setup.
 
         Returns
         -------

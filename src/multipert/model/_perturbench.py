@@ -125,4 +125,4 @@ def fill_embedding(model: PerturbationModel, vector: LabelVector) -> None:
     """
     table = registered_embedding(model)
     if table is not None:
-        vector.embedding = scaled(table)
+        vector.fill(scaled(table))

@@ -239,12 +239,13 @@ def _own_labels(model: PerturbationModel, source: AnnData, realise: Realise, see
     reasons = {
         "are in contexts without control cells": (partners < 0, contexts),
         "are in contexts that the model was not trained on": (model._is_unseen_context(contexts), contexts),
+        "have covariates that the model was not trained on": (model._has_unseen_covariate(source), source.obs_names),
         "have labels that the model cannot predict": (refused, source.obs[model._setup.perturbation_key].to_numpy()),
     }
     left_out = np.zeros(len(rows), dtype=bool)
     for reason, (mask, names) in reasons.items():
         if mask.any():
-            shown = ", ".join(sorted(set(names[mask].astype(str)))[:5])
+            shown = ", ".join(sorted(set(np.asarray(names)[mask].astype(str)))[:5])
             warnings.warn(
                 f"{int(mask.sum())} cell(s) {reason} ({shown}); their predicted rows are NaN.",
                 UserWarning,

@@ -746,7 +746,7 @@ class SAMSVAE(PerturbationModel):
             "mean_field_encoder": False,
             "inject_covariates": True,
             "mask_prior": 0.01,
-            "mask_logit": 0.0,
+            "mask_logit": 2.0,
             "temperature": 1.0,
             "embedding_scale": 1.0,
             "kl": "analytic",
@@ -760,6 +760,7 @@ class SAMSVAE(PerturbationModel):
         },
         "simplified": {"sparsity": False, "stochastic_embedding": False},
         "published": {
+            "mask_logit": 0.0,
             "n_latent": 100,
             "n_hidden": 350,
             "likelihood": "nb",

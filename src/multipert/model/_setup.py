@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -233,6 +234,16 @@ class Setup:
             raise ValueError(
                 f"uns[{self.perturbation_embedding_key!r}] lacks {len(absent)} perturbation(s) of "
                 f"obs[{self.perturbation_key!r}]: {', '.join(absent[:5])}; add their rows or drop their cells."
+            )
+        table = self.embedding(adata)
+        blank = [] if table is None else table.index[~table.to_numpy().any(axis=1)].tolist()
+        if blank:
+            warnings.warn(
+                f"{len(blank)} perturbation(s) have a row of zeros in uns[{self.perturbation_embedding_key!r}], as control "
+                f"has: {', '.join(map(str, blank[:5]))}; nothing tells them from control, or from each other. Complete their "
+                "rows, or leave them and their cells out.",
+                UserWarning,
+                stacklevel=2,
             )
         if not tags.several_perturbations and len(tokens(conditions)) > 1:
             raise ValueError(

@@ -95,7 +95,7 @@ def fit_model(
     batch_size = training_batch_size(model, batch_size, processes)
     in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
     pool = np.union1d(train, val)
-    conditions_before, contexts_before = model.trained_conditions_, model.trained_contexts_
+    trained_before = model.trained_conditions_, model.trained_contexts_, model.trained_covariates_
     fitted_before = {name: getattr(model.module, name) for name in model.module.fitted}
     if processes > 1:
         # the loss of a module says nothing of its adversary's parameters, and the other way round; nor may that of one pass
@@ -145,6 +145,10 @@ def fit_model(
                 model.history_ = append_history(model.history_, history)
             model.trained_conditions_ = conditions
             model.trained_contexts_ = sorted(set(model._setup.contexts(adata)[train]))
+            model.trained_covariates_ = {
+                key: sorted(set(adata.obs[key].astype(str).to_numpy()[train]))
+                for key in model._setup.categorical_covariate_keys or ()
+            }
             model.module.to(device).eval()
             with torch.no_grad():
                 model.module.conclude(in_order)
@@ -153,7 +157,7 @@ def fit_model(
                     _fit_correction(model, in_order, codes)
     except BaseException:
         # what was fitted belongs to the conditions of the training that it came from
-        model.trained_conditions_, model.trained_contexts_ = conditions_before, contexts_before
+        model.trained_conditions_, model.trained_contexts_, model.trained_covariates_ = trained_before
         for name, value in fitted_before.items():
             setattr(model.module, name, value)
         raise

@@ -11,7 +11,10 @@ from ._condition import multi_hot
 
 
 class LabelVector(nn.Module):
-    """Sum of the parts' unit vectors, or of their given embeddings; control is the zero vector.
+    """Sum of the parts' unit vectors, or of their given embeddings with a 1 behind; control is the zero vector.
+
+    Without the 1 a perturbation in the middle of a centred embedding would be control, and so would parts that lie on
+    opposite sides of it.
 
     With doses each part is scaled by `log1p` of its dose, so that the vector goes to control's as the dose goes to 0 and a
     hundredfold dose does not swamp the others. :class:`ConditionVector` has an entry for control and learns the scale.
@@ -38,7 +41,18 @@ class LabelVector(nn.Module):
     def __init__(self, n_perturbations: int, n_embedding: int | None = None, doses: bool = False) -> None:
         super().__init__()
         self.n_perturbations, self.doses = n_perturbations, doses
-        self.register_buffer("embedding", None if n_embedding is None else torch.zeros(n_perturbations, n_embedding))
+        table = None if n_embedding is None else torch.zeros(n_perturbations, n_embedding + 1)
+        self.register_buffer("embedding", table)
+
+    def fill(self, table: torch.Tensor) -> None:
+        """Take the given embedding.
+
+        Parameters
+        ----------
+        table
+            Shape `(n_perturbations, n_embedding)`.
+        """
+        self.embedding = torch.cat([table, torch.ones_like(table[:, :1])], dim=1)
 
     @property
     def width(self) -> int:
