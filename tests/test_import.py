@@ -50,7 +50,7 @@ def test_submodules_resolve_as_attributes(name):
 
 
 def test_unknown_attribute_lists_the_known_ones():
-    with pytest.raises(AttributeError, match=r"'modle'.*datasets, metrics, model"):
+    with pytest.raises(AttributeError, match=r"'modle'.*datasets, embedding, metrics, model"):
         _ = multipert.modle
 
 
