@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -545,6 +546,16 @@ def test_a_module_that_reads_counts_gets_the_size_factors_everywhere(toys):
         model.predict(perturbation="A")
     with pytest.raises(ValueError, match=r"Net needs raw counts in layers\['counts'\]"):
         model.train(max_epochs=1, **toys.quiet)
+
+
+def test_a_row_of_zeros_in_the_embedding_is_told(toys):
+    adata = toys.screen()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        toys.Net.setup_anndata(adata, perturbation_embedding_key="table")
+    adata.uns["table"].loc["B"] = 0
+    with pytest.warns(UserWarning, match=r"1 perturbation\(s\) have a row of zeros in uns\['table'\].*: B;"):
+        toys.Net.setup_anndata(adata, perturbation_embedding_key="table")
 
 
 def test_covariates_never_seen_are_refused_where_the_model_reads_them(toys):

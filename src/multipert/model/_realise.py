@@ -14,6 +14,7 @@ from multipert.data._noise import cell_generator
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     import torch
 
 Realise = Literal["plain", "residual", "counts"]
@@ -108,7 +109,7 @@ def size_factors(x: Any, counts: Any, names: Sequence[str], layer: str) -> np.nd
     return factors
 
 
-def all_size_factors(x: Any, counts: Any, names: Sequence[str]) -> np.ndarray:
+def all_size_factors(x: Any, counts: Any, names: pd.Index) -> np.ndarray:
     """Size factors of many cells, block by block; see :func:`size_factors`.
 
     Parameters
@@ -125,7 +126,7 @@ def all_size_factors(x: Any, counts: Any, names: Sequence[str]) -> np.ndarray:
     Size factors, shape `(n_cells,)`, float32.
     """
     made = [
-        size_factors(block, counts[at], [names[i] for i in at], _keys.COUNTS_LAYER)
+        size_factors(block, counts[at], names[at], _keys.COUNTS_LAYER)
         for at, block in row_blocks(x, np.arange(x.shape[0]))
     ]
     return np.concatenate(made).astype(np.float32)

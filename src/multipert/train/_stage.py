@@ -18,9 +18,9 @@ class Stage:
     ----------
     pairing
         What a batch holds: "self" cells under their own label, "random" perturbed cells with a control cell of their
-        context that is drawn anew each epoch, "ot" control cells with a transported partner of each condition, "any" perturbed cells with a control cell of any
-        context that is drawn anew each epoch, "group" some cells of each of several contexts and conditions, with as many
-        control cells of the context, "label" cells with the values of a target modality that they have themselves, and
+        context that is drawn anew each epoch, "ot" control cells with a transported partner of each condition, "any"
+        perturbed cells with a control cell of any context that is drawn anew each epoch, "group" some cells of each of
+        several contexts and conditions, with as many control cells of the context, "label" cells with the values of a target modality that they have themselves, and
         twice with those of cells of their own label.
     trains
         Which parameters move: "module" without its adversary, which then takes no part in the loss; "critic" the
