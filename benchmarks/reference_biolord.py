@@ -17,7 +17,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from multipert.model._biolord import BiolordModule, PerturbationAttribute
+from multipert.model._biolord import BiolordModule
+from multipert.nn._attributevector import AttributeVector
 
 LIMIT = 1e-5
 N_CELLS, N_VARS, N_FEATURES, N_CONTEXTS, N_LATENT = 30, 120, 7, 3, 16
@@ -73,9 +74,7 @@ def compare(cls: type, likelihood: str) -> float:
         attribute_nn_width=24,
     ).double()
     disturb(theirs)
-    perturbation = PerturbationAttribute(
-        5, N_FEATURES, False, n_categorical=4, n_ordered=16, hidden=(24,), dropout_rate=0.1
-    )
+    perturbation = AttributeVector(5, N_FEATURES, False, n_categorical=4, n_ordered=16, hidden=(24,), dropout_rate=0.1)
     perturbation.give(torch.randn(5, N_FEATURES))
     ours = BiolordModule(
         N_VARS,

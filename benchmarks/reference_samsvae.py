@@ -13,12 +13,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from multipert.model import SAMSVAE
-from multipert.model._samsvae import Draw, ResidualPerceptron, SAMSVAEModule
+from multipert.model._samsvae import SAMSVAEModule
+from multipert.nn._offsets import Draw
+
+if TYPE_CHECKING:
+    from multipert.nn._perceptron import ResidualPerceptron
 
 LIMIT = 1e-8
 N_VARS, N_PERTURBATIONS, N_LATENT, N_HIDDEN, N_CELLS, N_PARTICLES = 60, 5, 4, 16, 30, 3

@@ -700,6 +700,47 @@ def test_wrong_samples_are_found(cls, message):
         check_model(cls, checks=["samples"])
 
 
+class Doubled(MeanShift):
+    """Has a second latent representation."""
+
+    tags = ModelTags(latent=True)
+    written = staticmethod(lambda z: {"twice": 2 * z})
+
+    def get_latents(self, adata=None, indices=None):
+        z = self.get_latent_representation(adata, indices)
+        return {"basal": z, "twice": 2 * z}
+
+    def _further_latents(self, source):
+        return self.written(self.get_latent_representation(source))
+
+
+class Undeclared(MeanShift):
+    """Writes a latent representation that it never returns."""
+
+    tags = ModelTags(latent=True)
+
+    def _further_latents(self, source):
+        return {"twice": 2 * self.get_latent_representation(source)}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (lambda z: {}, r"wrote \['X_Doubled'\] into obsm"),
+        (lambda z: {"double": 2 * z}, r"'X_Doubled_double'\] into obsm"),
+        (lambda z: {"twice": 2 * z, "thrice": 3 * z}, r"'X_Doubled_thrice', 'X_Doubled_twice'\] into obsm"),
+        (lambda z: {"twice": 2 * z[::-1]}, r"obsm\['X_Doubled_twice'\] and what the model returns differ"),
+    ],
+)
+def test_annotate_must_write_the_latent_representations_that_are_returned(written, message):
+    check_model(Doubled, checks=["annotate"])
+    broken = type("Doubled", (Doubled,), {"__doc__": "Writes other ones.", "written": staticmethod(written)})
+    with pytest.raises(AssertionError, match=f"^annotate: .*{message}"):
+        check_model(broken, checks=["annotate"])
+    with pytest.raises(AssertionError, match=r"^annotate: .*'X_Undeclared_twice'\] into obsm"):
+        check_model(Undeclared, checks=["annotate"])
+
+
 def test_every_check_has_its_broken_model():
     assert list(CHECKS) == [name for name in CHECKS if name in BROKEN]
     assert set(BROKEN) <= set(CHECKS)

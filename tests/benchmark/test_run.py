@@ -1,14 +1,17 @@
 """What is run, what is kept, what is skipped, and what is refused."""
 
 import json
+import random
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
+import torch
 
 import multipert as mp
-from multipert.benchmark import ModelSpec, Results, run
+from multipert.benchmark import ModelSpec, Results, _fit, _work, run
 from multipert.benchmark._cells import digest, slim
 from multipert.benchmark._spec import as_specs
 from multipert.model._setup import Setup
@@ -53,6 +56,37 @@ def test_a_grid_has_every_model_split_seed_and_the_references_once(small, screen
     assert set(frame["metric"]) == set(METRIC_NAMES)
     # only the held-out context of a split is scored on it
     assert (frame["split"] == frame["context"]).all()
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("model", ["NoPerturb", "Raises"])
+def test_a_run_leaves_the_seeds_of_its_process_as_they_were(seed, model, small, toys, monkeypatch):
+    seen = []
+
+    def fit(*args):
+        seen.append((scvi.settings.seed, random.random(), np.random.random(), torch.rand(1).item()))  # noqa: NPY002
+        return _fit.fit(*args)
+
+    monkeypatch.setattr(_work, "fit", fit)
+
+    def drawn():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+
+    before = scvi.settings.seed
+    try:
+        scvi.settings.seed = seed
+        np.random.random(7)  # noqa: NPY002
+        states = drawn()
+        small([model if model == "NoPerturb" else toys.Raises], seeds=(7, 8))
+        assert scvi.settings.seed == seed
+        assert drawn() == states
+    finally:
+        scvi.settings.seed = before
+    assert [found[0] for found in seen] == [7, 8]
+    assert len(set(seen)) == 2
+    # each run drew the first numbers of its own seed
+    assert seen[0][1] == random.Random(7).random()
+    assert seen[1][2] == np.random.RandomState(8).random_sample()
 
 
 def test_scores_are_those_of_a_model_trained_by_hand(small, screen):

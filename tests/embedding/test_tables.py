@@ -54,6 +54,49 @@ def test_bad_tables_are_refused(text, message, tmp_path):
         read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.txt.gz"])
+@pytest.mark.parametrize(
+    "rows",
+    [[("A", 0.5, 1), ("B", 0.5, 3)], [("A", 0, 1), ("B", 1, 0)], [("A", "", 2.5), ("B", 1, 2)], [("A", 7), ("B", 8)]],
+)
+def test_a_file_without_header_is_refused_unless_that_is_said(name, rows, tmp_path):
+    separator = "," if ".csv" in name else "\t"
+    pd.DataFrame(rows).to_csv(tmp_path / name, sep=separator, header=False, index=False)
+    first = separator.join(map(str, rows[0]))
+    with pytest.raises(
+        ValueError, match="Row 1 of '" + name.replace(".", r"\.") + ".*header=None.*header=0"
+    ) as refused:
+        read_table(tmp_path / name)
+    assert repr(first) in str(refused.value)
+    if "" not in rows[0]:
+        found = read_table(tmp_path / name, header=None)
+        assert found.index.tolist() == [row[0] for row in rows]
+        assert found.columns.tolist() == [str(i) for i in range(len(rows[0]) - 1)]
+        np.testing.assert_array_equal(found, [row[1:] for row in rows])
+    named = read_table(tmp_path / name, header=0)
+    assert named.index.tolist() == [row[0] for row in rows[1:]]
+
+
+@pytest.mark.parametrize("index_name", [None, "gene"])
+@pytest.mark.parametrize("columns", [[0, 1, 2], [1, 2, 3], ["0", "x", "2"]])
+def test_dimensions_that_are_counted_are_a_header(index_name, columns, tmp_path):
+    table = pd.DataFrame(np.eye(3, dtype=np.float32), pd.Index(["A", "B", "C"], name=index_name), columns)
+    table.to_csv(tmp_path / "t.csv")
+    found = read_table(tmp_path / "t.csv")
+    assert found.index.tolist() == ["A", "B", "C"]
+    np.testing.assert_array_equal(found, table)
+    if index_name is None:
+        table.iloc[:, :1].to_csv(tmp_path / "one.csv")
+        assert read_table(tmp_path / "one.csv").index.tolist() == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("header", [1, True, False, "0", "no"])
+def test_an_unknown_header_is_refused(header, tmp_path):
+    (tmp_path / "t.csv").write_text("gene,x\nA,1\n")
+    with pytest.raises(ValueError, match="header=.* must be 'infer', 0 .* or None"):
+        read_table(tmp_path / "t.csv", header=header)
+
+
 def test_names_stay_as_they_are(tmp_path):
     (tmp_path / "t.csv").write_text("gene,x\nNA,1\n007,2\n")
     assert read_table(tmp_path / "t.csv").index.tolist() == ["NA", "007"]

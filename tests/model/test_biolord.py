@@ -9,8 +9,9 @@ from anndata import AnnData
 from torch import nn
 
 from multipert.model import Biolord
-from multipert.model._biolord import BiolordModule, BiolordStarModule, PerturbationAttribute
+from multipert.model._biolord import BiolordModule, BiolordStarModule
 from multipert.nn import ConditionVector
+from multipert.nn._attributevector import AttributeVector
 
 SMALL = {
     "n_hidden": (14, 12),
@@ -36,11 +37,9 @@ def made(toys, adata, *, setup=CONTEXT, epochs=1, init=None, **train):
     )
 
 
-def attribute(n_embedding=None, doses=False, n_perturbations=3):
+def attribute(n_embedding=None):
     torch.manual_seed(0)
-    return PerturbationAttribute(
-        n_perturbations, n_embedding, doses, n_categorical=3, n_ordered=12, hidden=(10,), dropout_rate=0.1
-    )
+    return AttributeVector(3, n_embedding, False, n_categorical=3, n_ordered=12, hidden=(10,), dropout_rate=0.1)
 
 
 def module(unknown="amortised", *, likelihood="normal", perturbation=None, **changes):
@@ -201,20 +200,6 @@ def test_the_penalty_moves_what_makes_the_codes_and_nothing_else(unknown):
     assert moved == {"codes" if unknown == "free" else "encoder"}
 
 
-def test_an_ordered_number_is_the_same_as_dose_or_as_embedding():
-    given, dosed = attribute(1, False, n_perturbations=2).eval(), attribute(0, True, n_perturbations=2).eval()
-    dosed.load_state_dict({**given.state_dict(), "table": dosed.table})
-    given.give(torch.tensor([[0.25], [1.0]]))
-    dosed.give(torch.zeros(2, 0))
-    dosed.start(torch.tensor([[0.0], [4.0]]))
-    codes = torch.tensor([[-1], [0], [1]])
-    with torch.no_grad():
-        expected = given({"perturbation": codes, "dose": (codes >= 0).float()})
-        found = dosed({"perturbation": codes, "dose": torch.tensor([[0.0], [1.0], [4.0]])})
-    torch.testing.assert_close(found, expected)
-    assert len(torch.unique(found, dim=0)) == 3
-
-
 def test_codes_fitted_anew_reach_the_loss_of_those_that_were_trained():
     one, tensors = module("free", batch_norm=False), batch(40)
     descend(one, tensors, 500)
@@ -311,37 +296,6 @@ def test_a_cell_without_counts_has_a_finite_loss():
 
 
 # ------------------------------------------------------------------ attributes
-
-
-@pytest.mark.parametrize(("n_embedding", "doses"), [(None, False), (2, False), (None, True), (2, True)])
-def test_a_combination_adds_what_its_parts_change(n_embedding, doses):
-    one = disturb(attribute(n_embedding, doses)).eval()
-    if n_embedding:
-        one.give(torch.tensor([[0.5, 1.0], [-1.0, 0.3], [0.1, 2.0]]))
-    one.start(torch.tensor([[5.0, 2.0]]))
-
-    def vector(*parts):
-        codes = torch.tensor([[code for code, _ in parts] + [-1] * (2 - len(parts))])
-        amounts = torch.tensor([[dose for _, dose in parts] + [0.0] * (2 - len(parts))])
-        with torch.no_grad():
-            return one({"perturbation": codes, "dose": amounts})
-
-    a, b, control = vector((0, 5.0)), vector((1, 2.0)), vector()
-    torch.testing.assert_close(vector((0, 5.0), (1, 2.0)), a + b - control)
-    assert not torch.allclose(a, b)
-    # which part has which dose matters
-    assert torch.allclose(vector((0, 5.0), (1, 2.0)), vector((0, 2.0), (1, 5.0))) != doses
-    with torch.no_grad():
-        codes = torch.tensor([[0], [-1], [1]])
-        alone = one({"perturbation": codes, "dose": torch.tensor([[5.0], [0.0], [2.0]])})
-    torch.testing.assert_close(alone, torch.cat([a, control, b]))
-
-
-def test_the_scale_of_doses_is_that_of_the_first_training():
-    one = attribute(None, True)
-    one.start(torch.tensor([[8.0]]))
-    one.start(torch.tensor([[3.0]]))
-    assert one.largest_dose == 8
 
 
 def test_the_given_embedding_is_what_the_network_reads(adata, toys):

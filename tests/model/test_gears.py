@@ -560,7 +560,6 @@ def test_presets_make_models(genes):
         ({"n_hidden": 0}, "n_hidden=0"),
         ({"n_gene_layers": 0}, "n_gene_layers=0"),
         ({"n_perturbation_neighbors": 0}, "n_perturbation_neighbors=0"),
-        ({"n_gene_neighbors": 2.5}, "n_gene_neighbors=2.5"),
         ({"gene_threshold": 1.5}, "gene_threshold=1.5"),
         ({"perturbation_threshold": -1}, "perturbation_threshold=-1"),
         ({"similarity": "jacard"}, "did you mean 'jaccard'"),

@@ -278,7 +278,7 @@ def test_transported_pairs_are_the_other_class(adata):
     ("init", "message"),
     [
         ({"n_hidden": 0}, "n_hidden=0"),
-        ({"n_latent": 2.5}, "n_latent=2.5|not iterable"),
+        ({"n_latent": 2.5}, "n_latent=2.5 must be a whole number"),
         ({"n_layers": 0}, "n_layers=0"),
         ({"dropout_rate": 1.0}, "dropout_rate=1.0"),
         ({"mlp_variant": "linear"}, "mlp_variant='linear' is unknown.*linear_first"),

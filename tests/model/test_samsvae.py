@@ -16,7 +16,8 @@ from multipert import _keys
 from multipert.data._loaders import CellLoader
 from multipert.data._noise import cell_keys
 from multipert.model import SAMSVAE
-from multipert.model._samsvae import SAMSVAEModule, bernoulli_divergence, normal_divergence
+from multipert.model._samsvae import SAMSVAEModule
+from multipert.nn._variational import bernoulli_divergence, normal_divergence
 
 SMALL = {"n_hidden": 12, "n_latent": 5}
 CONTEXT = {"context_key": "context"}
@@ -149,22 +150,6 @@ def test_an_embedding_is_the_same_alone_and_in_a_combination_whatever_the_vocabu
     torch.testing.assert_close(passed(made, few)[2].loss, passed(made, many)[2].loss)
 
 
-def test_straight_through_masks_are_zeros_and_ones_with_a_gradient():
-    offsets = module(temperature=0.7).offsets
-    torch.manual_seed(0)
-    shape = (4000, N_PERTURBATIONS, 3)
-    noise = torch.logit(torch.rand(shape), eps=1e-6), torch.zeros(shape)
-    mask = offsets(torch.arange(N_PERTURBATIONS), noise).mask
-    assert set(mask.detach().unique().tolist()) == {0.0, 1.0}
-    probability = torch.sigmoid(offsets.logits).detach()
-    error = (mask.detach().mean(0) - probability).abs() / (probability * (1 - probability) / len(mask)).sqrt()
-    assert error.max() < 4.5
-    mask.sum().backward()
-    soft = torch.sigmoid((offsets.logits + noise[0]) / 0.7).detach()
-    torch.testing.assert_close(offsets.logits.grad, (soft * (1 - soft) / 0.7).sum(0))
-    assert (offsets.logits.grad > 0).all()
-
-
 # ------------------------------------------------------------------ loss
 
 
@@ -225,26 +210,6 @@ def test_the_loss_is_that_of_the_published_equations(likelihood, correlated, kl)
     # gradients reach everything that is trained
     found.loss.backward()
     assert {name for name, parameter in made.named_parameters() if not parameter.grad.abs().sum() > 0} == set()
-
-
-def test_closed_and_sampled_divergences_agree():
-    generator = torch.Generator().manual_seed(0)
-    logits, mean, log_variance = torch.randn(3, 6, 4, generator=generator)
-    variance, n = log_variance.exp(), 1000
-    masks = torch.bernoulli(torch.sigmoid(logits).expand(n, -1, -1), generator=generator)
-    values = mean + variance.sqrt() * torch.randn(n, 6, 4, generator=generator)
-    pairs = [
-        (bernoulli_divergence(torch.sigmoid(logits), logits, -2.0), bernoulli_divergence(masks, logits, -2.0)),
-        (normal_divergence(mean, variance, 0.8), normal_divergence(mean, variance, 0.8, values)),
-    ]
-    for closed, sampled in pairs:
-        sampled = sampled.sum((1, 2))
-        error = abs(sampled.mean() - closed.sum())
-        assert error < 3 * sampled.std() / math.sqrt(n)
-        assert (closed >= 0).all()
-    prior, normal = Bernoulli(logits=torch.tensor(-2.0)), Normal(0.0, 0.8)
-    torch.testing.assert_close(pairs[0][0], kl_divergence(Bernoulli(logits=logits), prior))
-    torch.testing.assert_close(pairs[1][0], kl_divergence(Normal(mean, variance.sqrt()), normal))
 
 
 def test_both_kinds_of_divergence_have_the_same_expected_loss():

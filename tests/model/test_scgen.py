@@ -67,6 +67,24 @@ def linear_codec(model, adata):
     return model
 
 
+# ------------------------------------------------------------------ loss
+
+
+def test_the_unweighted_bound_is_noted_beside_the_loss(adata, toys):
+    histories = {}
+    for kl_weight in (2.0, 1e-3):
+        init = {**SMALL, "kl_weight": kl_weight}
+        model = toys.trained(ScGen, adata, init=init, max_epochs=3, batch_size=40, check_val_every_n_epoch=1)
+        histories[kl_weight] = {key: frame.to_numpy(float) for key, frame in model.history.items()}
+    for part in ("train", "validation"):
+        # half of a weight of 2 is none
+        for kl_weight, same in ((2.0, True), (1e-3, False)):
+            bound, loss = (histories[kl_weight][f"{part}_{name}"] for name in ("negative_elbo", "loss"))
+            assert bound.shape == (3, 1)
+            assert np.allclose(bound, loss, rtol=1e-5) == same
+            assert (bound >= loss - 1e-3).all()
+
+
 # ------------------------------------------------------------------ deltas
 
 

@@ -438,9 +438,27 @@ def test_pseudo_doses_of_an_unmeasured_context_are_along_the_predicted_vector(ad
     centroid = model.module.centroid[model._context_names().index("c")][None]
     delta = model.module.context_shift(model.module.highest(0), centroid)[0].numpy()
     np.testing.assert_allclose(model.pseudo_dose(adata, "A")[here], z @ delta / (delta @ delta), rtol=1e-4, atol=1e-5)
-    bare = adata[(~here | (adata.obs["perturbation"] != "control").to_numpy())].copy()
-    with pytest.raises(ValueError, match=r"1 context\(s\) have no control cells, first 'c'"):
+
+
+def test_pseudo_doses_need_control_cells_of_contexts_without_any_in_training_only(adata, toys):
+    adata.obs["split"] = np.where((adata.obs["context"] == "c") & (adata.obs["perturbation"] == "A"), "test", "train")
+    model = untrained(toys, adata, split_key="split")
+    whole = model.pseudo_dose(adata, "A")
+    # measured in a and b; in c predicted from the control cells of the training
+    perturbed = adata[(adata.obs["perturbation"] != "control").to_numpy()].copy()
+    pd.testing.assert_series_equal(model.pseudo_dose(perturbed, "A"), whole[perturbed.obs_names], rtol=1e-4, atol=1e-5)
+    new = adata.copy()
+    new.obs["context"] = new.obs["context"].replace({"c": "d"})
+    found = model.pseudo_dose(new, "A")
+    # the same cells are its control cells, so only the name is new
+    np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-4)
+    bare = new[((new.obs["context"] != "d") | (new.obs["perturbation"] != "control")).to_numpy()].copy()
+    with pytest.raises(ValueError, match=r"1 context\(s\) have no control cells, first 'd'"):
         model.pseudo_dose(bare, "A")
+    mean = untrained(toys, adata, init={**SMALL, "regression": False}, split_key="split")
+    pd.testing.assert_series_equal(
+        mean.pseudo_dose(bare, "A"), mean.pseudo_dose(adata, "A")[bare.obs_names], rtol=1e-4, atol=1e-5
+    )
 
 
 # ------------------------------------------------------------------ principal components

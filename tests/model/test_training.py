@@ -520,14 +520,72 @@ def test_random_controls_are_of_the_context_and_drawn_anew_each_epoch(itself, to
     assert np.mean([len(found) for found in partners.values()]) > 2
 
 
-def test_a_module_that_reads_counts_gets_the_size_factors_everywhere(toys):
+def count_reader(toys):
     def new_module(model):
         module = toys.Net._new_module(model)
         module.reads_counts = module.indexed_training = True
         return module
 
-    adata = toys.screen()
-    cls = type("Net", (toys.Net,), {"_new_module": new_module})
+    return type("Net", (toys.Net,), {"_new_module": new_module})
+
+
+class Watched:
+    """Counts of cells that note which rows are read, and take increasing row numbers only, as files do."""
+
+    def __init__(self, counts):
+        self.counts, self.shape, self.rows = counts, counts.shape, set()
+
+    def __getitem__(self, rows):
+        assert (np.diff(rows) > 0).all()
+        self.rows |= set(rows.tolist())
+        return self.counts[rows]
+
+
+def test_size_factors_are_of_the_cells_that_are_trained_or_predicted_and_of_no_other(toys, monkeypatch):
+    adata, cls = toys.screen(), count_reader(toys)
+    held = np.arange(0, 120, 4)
+    adata.obs.iloc[held, adata.obs.columns.get_loc("split")] = "test"
+    adata.obs.iloc[held + 1, adata.obs.columns.get_loc("split")] = "val"
+    counts = adata.layers["counts"].toarray()
+    counts[held[3]] += 0.5
+    adata.layers["counts"] = counts
+    watched = Watched(counts)
+    monkeypatch.setattr(cls, "_counts", staticmethod(lambda source, reader: watched))
+    cls.setup_anndata(adata)
+    model = cls(adata)
+    model.train(max_epochs=1, split_key="split", batch_size=40, seed=0, check_val_every_n_epoch=1, **toys.quiet)
+    assert watched.rows == set(range(120)) - set(held.tolist())
+    assert all(torch.isfinite(batch[_keys.SIZE_FACTOR]).all() for batch in model.module.log)
+    assert len(model.history["validation_loss"]) == 1
+    watched.rows = set()
+    model.estimate(split_key="split", batch_size=40, accelerator="cpu")
+    assert watched.rows == set(model.train_indices.tolist())
+    watched.rows = set()
+    controls = np.flatnonzero(adata.obs["perturbation"] == "control")
+    chosen = np.setdiff1d(controls, held)[:7]
+    predicted = model.predict(perturbation=["A", "B"], indices=chosen)
+    assert watched.rows == set(chosen.tolist())
+    # any order, and again
+    some = np.array([chosen[2], chosen[0], chosen[2]])
+    watched.rows = set()
+    z = model.get_latent_representation(indices=some)
+    assert watched.rows == set(some.tolist())
+    np.testing.assert_array_equal(z[0], z[2])
+    np.testing.assert_array_equal(model.predict(perturbation=["A", "B"], indices=chosen).X, predicted.X)
+    name = adata.obs_names[held[3]]
+    with pytest.raises(ValueError, match=r"layers\['counts'\] must hold raw counts"):
+        model.get_latent_representation(indices=[held[3]])
+    watched.counts = np.array(adata.layers["counts"])
+    watched.counts[held[3]] = np.roll(np.floor(watched.counts[held[3]]), 1)
+    with pytest.raises(ValueError, match=rf"1 cell\(s\) differ, first '{name}'"):
+        model.get_latent_representation(indices=[held[3]])
+    adata.obs["split"] = "train"
+    with pytest.raises(ValueError, match=rf"1 cell\(s\) differ, first '{name}'"):
+        model.train(max_epochs=1, split_key="split", **toys.quiet)
+
+
+def test_a_module_that_reads_counts_gets_the_size_factors_everywhere(toys):
+    adata, cls = toys.screen(), count_reader(toys)
     cls.setup_anndata(adata)
     model = cls(adata)
     model.train(max_epochs=1, train_size=1.0, batch_size=40, seed=0, **toys.quiet)
@@ -554,8 +612,11 @@ def test_a_row_of_zeros_in_the_embedding_is_told(toys):
         warnings.simplefilter("error")
         toys.Net.setup_anndata(adata, perturbation_embedding_key="table")
     adata.uns["table"].loc["B"] = 0
-    with pytest.warns(UserWarning, match=r"1 perturbation\(s\) have a row of zeros in uns\['table'\].*: B;"):
+    with pytest.warns(UserWarning, match=r"1 perturbation\(s\) have a row of zeros in uns\['table'\]: B;") as told:
         toys.Net.setup_anndata(adata, perturbation_embedding_key="table")
+    # of control's row nothing is said: a model that centres the table moves it and not control
+    assert "as control" not in str(told[0].message)
+    assert "some models for control" in str(told[0].message)
 
 
 def test_covariates_never_seen_are_refused_where_the_model_reads_them(toys):
@@ -573,9 +634,20 @@ def test_covariates_never_seen_are_refused_where_the_model_reads_them(toys):
     part.train(max_epochs=1, split_key="split", **toys.quiet)
     with pytest.raises(ValueError, match="was not trained on: y"):
         part.predict(perturbation="A")
+    unseen = (held.obs["batch"] == "y").to_numpy()
+    for batch in (held.obs["batch"], held.obs["batch"].astype("category"), held.obs["batch"].replace({"y": "z"})):
+        held.obs["batch"] = batch
+        # what is refused cell by cell is what annotate leaves out
+        np.testing.assert_array_equal(part._has_unseen_covariate(held), unseen)
+        for row in range(0, 120, 7):
+            if unseen[row]:
+                with pytest.raises(ValueError, match=rf"1 cell\(s\) have values .*: {batch.iloc[row]}"):
+                    part.get_latent_representation(held, indices=[row])
+            else:
+                assert part.get_latent_representation(held, indices=[row]).shape == (1, 6)
+    held.obs["batch"] = held.obs["batch"].replace({"z": "y"})
     with pytest.warns(UserWarning, match="covariates that the model was not trained on"):
         part.annotate(held, latent=False)
-    unseen = (held.obs["batch"] == "y").to_numpy()
     assert np.isnan(held.layers["Net_predicted"][unseen]).all()
     other = toys.screen()
     other.obs["batch"] = other.obs["batch"].replace({"y": "z"})

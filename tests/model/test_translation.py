@@ -268,14 +268,31 @@ def test_values_of_the_wrong_kind_are_refused_before_training():
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "remedy"), [("accessibility", "atac", "tfidf"), ("protein", "protein", "clr")]
+    ("kind", "name", "remedies"),
+    [
+        ("accessibility", "atac", ["tfidf"]),
+        ("protein", "protein", ["clr", "normalise"]),
+        ("expression", "protein", ["clr", "normalise"]),
+    ],
 )
-def test_raw_counts_of_a_target_are_refused_with_its_own_remedy(kind, name, remedy):
-    mdata = make(kind, n_cells=30, processed=False)
-    process(mdata, kind)
-    mdata[name].X = mdata[name].layers["counts"].copy()
-    with pytest.raises(ValueError, match=rf"Modality '{name}' holds integers only.*multipert\.pp\.{remedy}"):
-        made(mdata, kind).train(1, **QUIET)
+def test_raw_counts_of_a_target_are_refused_at_the_setup_with_its_own_remedy(kind, name, remedies):
+    mdata = make(kind, n_cells=30)
+    processed, raw = mdata[name].X.copy(), mdata[name].layers["counts"].copy()
+    mdata[name].X = raw
+    with pytest.raises(ValueError, match=rf"Modality '{name}' holds integers only") as refused:
+        set_up(mdata, kind)
+    assert all(f"multipert.pp.{remedy}" in str(refused.value) for remedy in remedies)
+    assert ("multipert.pp.clr" in str(refused.value)) == (kind != "accessibility")
+    assert "_multipert_context" not in mdata["rna"].obsm
+    # of a layer as of X
+    mdata[name].X, mdata[name].layers["raw"] = processed, raw
+    with pytest.raises(ValueError, match=rf"Modality '{name}' holds integers only"):
+        set_up(mdata, kind, target_layer="raw")
+    # and of data that were changed since
+    model = made(mdata, kind)
+    mdata[name].X = raw
+    with pytest.raises(ValueError, match=rf"Modality '{name}' holds integers only.*"):
+        model.train(1, **QUIET)
 
 
 # ---------------------------------------------------------------- parts

@@ -11,6 +11,7 @@ from torch import nn
 
 from multipert.nn._likelihood import (
     HEADS,
+    NormalHead,
     counts_of,
     library_of,
     log_normalised,
@@ -188,3 +189,6 @@ def test_a_normal_head_never_has_a_variance_of_zero_or_infinity():
     variance = head(torch.ones(1, 1), {})["variance"]
     assert torch.isfinite(variance).all()
     np.testing.assert_allclose(variance[0, 0].detach(), 1e-4)
+    bare = NormalHead(1, 2, least_variance=0.0)
+    bare.load_state_dict(head.state_dict())
+    assert bare(torch.ones(1, 1), {})["variance"][0, 0] == 0

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from multipert.nn import LabelVector, Perceptron, distinct_rows, output_activation
+from multipert.nn._perceptron import ResidualPerceptron
 
 CODES = torch.tensor([[0, 2], [1, -1], [-1, -1], [2, 0]])
 DOSES = torch.tensor([[1.0, 5.0], [0.5, 0.0], [0.0, 0.0], [5.0, 1.0]])
@@ -44,6 +45,18 @@ def test_the_network_is_its_equations(variant, n_layers, affine):
         nn.init.normal_(parameter)
     x = torch.randn(6, 7).double()
     np.testing.assert_allclose(network(x).detach(), restated(network, x, variant, n_layers), atol=1e-12)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_later_layers_of_the_residual_network_add_to_what_they_read(n_layers):
+    torch.manual_seed(0)
+    network, x = ResidualPerceptron(7, 5, n_layers, 3, 0.4).double().eval(), torch.randn(6, 7).double()
+    found, (first, *others) = network(x), network.hidden
+    assert len(others) == n_layers - 1
+    state = nn.functional.leaky_relu(x @ first.weight.T + first.bias, 0.01)
+    for layer in others:
+        state = state + nn.functional.leaky_relu(state @ layer.weight.T + layer.bias, 0.01)
+    torch.testing.assert_close(found, state @ network.output.weight.T + network.output.bias)
 
 
 def test_linear_first_has_one_linear_layer_more_and_norms_learn_nothing_unless_asked():

@@ -1,13 +1,17 @@
-"""Distributions of the latent representation, and noise that stays with its cell."""
+"""Distributions of the latent representation, their divergences, and noise that stays with its cell."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from multipert.data._noise import cell_generator, cell_keys
 from multipert.nn import GaussianLatent, kl_to_standard_normal, noise_of_cells
+from multipert.nn._variational import bernoulli_divergence, normal_divergence
 
 
 def keys(n, seed=0):
@@ -22,6 +26,32 @@ def test_the_divergence_is_the_integral_summed_over_dimensions():
     log_ratio = (at**2 - ((at - mean.numpy()) / deviation) ** 2) / 2 - np.log(deviation)
     expected = (density * log_ratio).sum(0) * (at[1] - at[0])[0]
     np.testing.assert_allclose(kl_to_standard_normal(mean, log_variance), expected.sum(1), rtol=1e-9)
+
+
+def test_closed_and_sampled_divergences_agree():
+    generator = torch.Generator().manual_seed(0)
+    logits, mean, log_variance = torch.randn(3, 6, 4, generator=generator)
+    variance, n = log_variance.exp(), 1000
+    masks = torch.bernoulli(torch.sigmoid(logits).expand(n, -1, -1), generator=generator)
+    values = mean + variance.sqrt() * torch.randn(n, 6, 4, generator=generator)
+    pairs = [
+        (bernoulli_divergence(torch.sigmoid(logits), logits, -2.0), bernoulli_divergence(masks, logits, -2.0)),
+        (normal_divergence(mean, variance, 0.8), normal_divergence(mean, variance, 0.8, values)),
+    ]
+    for closed, sampled in pairs:
+        sampled = sampled.sum((1, 2))
+        error = abs(sampled.mean() - closed.sum())
+        assert error < 3 * sampled.std() / math.sqrt(n)
+        assert (closed >= 0).all()
+    prior, normal = Bernoulli(logits=torch.tensor(-2.0)), Normal(0.0, 0.8)
+    torch.testing.assert_close(pairs[0][0], kl_divergence(Bernoulli(logits=logits), prior))
+    torch.testing.assert_close(pairs[1][0], kl_divergence(Normal(mean, variance.sqrt()), normal))
+
+
+def test_the_divergence_from_the_standard_normal_is_that_of_both_functions():
+    mean, log_variance = torch.randn(2, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = normal_divergence(mean, log_variance.exp(), 1.0).sum(1)
+    torch.testing.assert_close(found, kl_to_standard_normal(mean, log_variance))
 
 
 def test_trained_heads_are_linear_and_frozen_ones_activated():

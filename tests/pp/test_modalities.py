@@ -187,6 +187,8 @@ def test_labels_of_one_side_only_are_left_out():
     rna, other = mdata["rna"][context != "type_1"].copy(), mdata["protein"][context != "type_2"].copy()
     pairs = pp.pair_by_label(rna, other, "context")
     assert set(pairs.obs["context"]) == {"type_3"}
+    # proteins, which no default may call by the name of another kind
+    assert list(pairs.mod) == ["rna", "other"]
     assert pairs.n_obs == max(rna.n_obs, other.n_obs)
     with pytest.raises(ValueError, match="share no label: 'type_2' and 'type_1'"):
         pp.pair_by_label(

@@ -230,6 +230,33 @@ def test_losses_of_validation_stand_at_their_epochs(arguments, epochs):
     assert append_history(history, history)["validation_loss"].index.tolist() == [*epochs, *(4 + e for e in epochs)]
 
 
+class Telling(Toy):
+    """Tells the number of cells of a batch beside the loss."""
+
+    def loss(self, tensors, inference_outputs, generative_outputs):
+        found = super().loss(tensors, inference_outputs, generative_outputs)
+        return LossOutput(
+            loss=found.loss,
+            reconstruction_loss=found.reconstruction_loss,
+            extra_metrics={"n": torch.tensor(len(tensors[_keys.X]))},
+        )
+
+
+@pytest.mark.parametrize("observed", [{}, {"callbacks": [Callback()]}])
+def test_what_a_module_tells_beside_its_loss_is_noted_as_a_mean_over_cells(observed):
+    plan = PerturbationTrainingPlan(Telling(), lr=0.1)
+    validation = CellLoader(CellStore(X, {}), np.arange(9), 6)
+    arguments = {**QUIET, "max_epochs": 2, "check_val_every_n_epoch": 1, **observed}
+    history = fit(plan, loader(), validation, **arguments)
+    # batches of 8; of 6 and 3
+    assert history["train_n"].iloc[:, 0].tolist() == [8, 8]
+    assert history["validation_n"].iloc[:, 0].tolist() == [(6 * 6 + 3 * 3) / 9] * 2
+    stopped = {**arguments, "max_epochs": 50, "early_stopping": True, "early_stopping_patience": 2}
+    plan = PerturbationTrainingPlan(Telling(), lr=0.1)
+    history = fit(plan, loader(), validation, **stopped, early_stopping_monitor="validation_n")
+    assert len(history["validation_n"]) == 3
+
+
 @pytest.mark.parametrize("callbacks", [None, Callback(), [Callback()]])
 def test_early_stopping_stands_beside_callbacks(callbacks):
     plan = PerturbationTrainingPlan(Toy(), lr=0.0)

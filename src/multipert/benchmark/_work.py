@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,7 @@ from ._spec import as_arguments, imported
 from ._task import Scope, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _PACKAGES: Final = ("multipert", "scvi-tools", "torch", "lightning", "anndata", "numpy", "scipy", "pandas", "optuna")
@@ -46,8 +48,8 @@ def do(root: Path, run_id: str) -> None:
     watch = Stopwatch()
     made: dict[str, Any]
     try:
-        _set_seeds(task.seed)
-        made = {"status": "done", **_JOBS[task.kind](folder, scope, task, run_id, watch)}
+        with _seeded(task.seed):
+            made = {"status": "done", **_JOBS[task.kind](folder, scope, task, run_id, watch)}
     except NothingToPredictError as reason:
         made = {"status": "skipped", "reason": str(reason)}
     except Exception as error:  # noqa: BLE001 - whatever a model raises is what the record is for
@@ -175,17 +177,25 @@ def _settings(folder: Folder, task: Task) -> tuple[dict[str, Any], dict[str, Any
     return {**arguments, **own}, {**training, **of_train}, found["best"]
 
 
-def _set_seeds(seed: int) -> None:
-    """Fix the generators of the process for models that draw from them."""
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Fix the generators of the process for models that draw from them; afterwards they are as before."""
     import random
 
     import scvi
     import torch
 
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - for models that draw from it
-    torch.manual_seed(seed)
-    scvi.settings.seed = seed
+    before = scvi.settings.seed
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - for models that draw from it
+    with torch.random.fork_rng():
+        try:
+            # seeds all three
+            scvi.settings.seed = seed
+            yield
+        finally:
+            scvi.settings.seed = before
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 def _peak_memory() -> float | None:

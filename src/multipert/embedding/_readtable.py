@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": "\t"}
+_MISSING = ("", "NA")
 
 
-def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataFrame:
+def read_table(
+    path: str | Path, names: Sequence[str] | None = None, *, header: Literal["infer", 0] | None = "infer"
+) -> pd.DataFrame:
     r"""Read an embedding of genes or drugs, such as that of their descriptions, from a file of text or Parquet.
 
     Parameters
@@ -24,6 +27,10 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
         as the index. Pickled files run whatever their maker put in, so they are refused.
     names
         Perturbations to keep, in this order; None keeps all.
+    header
+        For files of text, as in :func:`pandas.read_csv`: 0, the first row holds the names of the dimensions; None, it is a
+        perturbation, and dimensions are numbered from 0. "infer" is 0, but refuses a first row that is a name and numbers,
+        unless these count three dimensions or more from 0 or 1, as `to_csv` names those without names.
 
     Returns
     -------
@@ -37,8 +44,8 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the kind of the file is unknown, names come twice or are absent, or values are no finite numbers; names and count
-        are told.
+        If the kind of the file is unknown, the first row looks like values, names come twice or are absent, or values are
+        no finite numbers; names and count are told.
 
     Examples
     --------
@@ -52,6 +59,8 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
     """
     if isinstance(names, str):
         raise TypeError(f"names={names!r} must be a list of names, such as {[names]}.")
+    if isinstance(header, bool) or header not in ("infer", 0, None):
+        raise ValueError(f"header={header!r} must be 'infer', 0 (the first row) or None (there is none).")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -60,9 +69,7 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
     if kind == ".parquet":
         table = pd.read_parquet(path)
     elif kind in _SEPARATORS:
-        # a converter keeps names such as "NA" and "007" as they are
-        table = pd.read_csv(path, sep=_SEPARATORS[kind], converters={0: str})
-        table = table.set_index(table.columns[0])
+        table = _read_text(path, _SEPARATORS[kind], header)
     else:
         known = ", ".join([*_SEPARATORS, ".parquet"])
         raise ValueError(
@@ -91,3 +98,41 @@ def read_table(path: str | Path, names: Sequence[str] | None = None) -> pd.DataF
     if len(bad):
         raise ValueError(f"{path.name!r} has missing or infinite values in {len(bad)} row(s): {', '.join(bad[:5])}.")
     return table
+
+
+def _read_text(path: Path, separator: str, header: Literal["infer", 0] | None) -> pd.DataFrame:
+    """A table with names in the first column, as text."""
+    if header == "infer":
+        _refuse_values(path, separator)
+    # a converter keeps names such as "NA" and "007" as they are
+    table = pd.read_csv(path, sep=separator, converters={0: str}, header=None if header is None else 0)
+    table = table.set_index(table.columns[0])
+    if header is None:
+        # names are text, which AnnData can write
+        table = table.set_axis([str(i) for i in range(table.shape[1])], axis=1).rename_axis(index=None)
+    return table
+
+
+def _refuse_values(path: Path, separator: str) -> None:
+    """An error where the first row holds numbers that do not count the dimensions."""
+    row = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+    cells = [cell.strip() for cell in row[1:]]
+    values = [cell for cell in cells if cell not in _MISSING]
+    if not row[0].strip() or not values or not all(map(_is_number, values)):
+        return
+    # one or two dimensions may as well hold 0 and 1 as be counted
+    if len(cells) > 2 and cells in [[str(i) for i in range(first, first + len(cells))] for first in (0, 1)]:
+        return
+    shown = separator.join(row[:4]) + (separator + "..." if len(row) > 4 else "")
+    raise ValueError(
+        f"Row 1 of {path.name!r} is {shown!r}, numbers where the names of the dimensions are expected. Pass header=None if "
+        "the file has no header and this row is a perturbation, or header=0 if these are names."
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

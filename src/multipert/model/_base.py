@@ -25,7 +25,7 @@ from multipert.train._fit import check_train_kwargs, checked_precision
 from . import _persistence
 from ._estimate import estimate_training
 from ._predict import ContextMeans, Predictor
-from ._realise import Realise, all_size_factors, check_realise
+from ._realise import Realise, check_realise, size_factors_of
 from ._results import annotation, cells_to_anndata, join_samples, means_to_anndata, pool_samples
 from ._setup import Setup
 from ._targets import Target, check_known, check_samples, encode_targets, label_columns, read_targets
@@ -456,6 +456,14 @@ class PerturbationModel(BaseModelClass):
             self._check_values(target, adata.obs_names, side=1)
         return CellStore(self._setup.expression(adata), columns, target)
 
+    def _with_size_factors(self, store: CellStore, adata: AnnData, rows: np.ndarray) -> CellStore:
+        """The training store with the size factors of some cells, increasing row numbers, where the module reads counts."""
+        if not self.module.reads_counts:
+            return store
+        counts = self._counts(adata, type(self).__name__)
+        factors = size_factors_of(self._setup.expression(adata), counts, adata.obs_names, rows)
+        return store.with_columns({_keys.SIZE_FACTOR: factors})
+
     def _check_values(self, x: Any, obs_names: pd.Index, *, side: int, rows: np.ndarray | None = None) -> None:
         """Refuse values of one of two modalities, the expression (0) or the target (1), that are not of its kind."""
         raise NotImplementedError(f"{type(self).__name__} must define _check_values.")
@@ -668,7 +676,10 @@ class PerturbationModel(BaseModelClass):
         return np.concatenate(parts)
 
     def _further_latents(self, source: AnnData) -> dict[str, np.ndarray]:
-        """Latent representations that only this model has, by the end of their key in `obsm`; NaN where a cell has none."""
+        """Latent representations that only this model has, by the end of their key in `obsm`; NaN where a cell has none.
+
+        A public `get_latents` returns them by the same names, of some cells, beside that of :meth:`get_latent_representation`.
+        """
         return {}
 
     def get_perturbation_embedding(self) -> pd.DataFrame:
@@ -760,8 +771,7 @@ class PerturbationModel(BaseModelClass):
         return ~np.isin(names.astype(str), self.trained_contexts_)
 
     def _check_contexts(self, source: AnnData, rows: np.ndarray) -> None:
-        if self.tags.uses_covariates:
-            self._check_covariates(source, rows)
+        self._check_covariates(source, rows)
         if not self.tags.uses_context or self.tags.unseen_context:
             return
         names = self._setup.contexts(source)[rows]
@@ -774,23 +784,26 @@ class PerturbationModel(BaseModelClass):
 
     def _check_covariates(self, source: AnnData, rows: np.ndarray) -> None:
         """Refuse values of categorical covariates that no training cell had."""
-        for key, known in self.trained_covariates_.items():
-            values = check_column(source.obs, key, "categorical_covariate_keys").astype(str).to_numpy()[rows]
-            unknown = sorted(set(values) - set(known))
-            if unknown:
-                n = int(np.isin(values, unknown).sum())
+        for key, (values, unseen) in self._unseen_covariates(source).items():
+            if unseen[rows].any():
+                unknown, known = sorted(set(values[rows][unseen[rows]])), self.trained_covariates_[key]
                 raise ValueError(
-                    f"{n} cell(s) have values of obs[{key!r}] that {type(self).__name__} was not trained on: "
-                    f"{', '.join(unknown[:5])}{close_matches(unknown[0], known)}"
+                    f"{int(unseen[rows].sum())} cell(s) have values of obs[{key!r}] that {type(self).__name__} was not "
+                    f"trained on: {', '.join(unknown[:5])}{close_matches(unknown[0], known)}"
                 )
 
     def _has_unseen_covariate(self, source: AnnData) -> np.ndarray:
         """Whether each cell has a value of a covariate that this model reads and was not trained on."""
-        unseen = np.zeros(source.n_obs, dtype=bool)
+        found = [unseen for _, unseen in self._unseen_covariates(source).values()]
+        return np.logical_or.reduce([np.zeros(source.n_obs, dtype=bool), *found])
+
+    def _unseen_covariates(self, source: AnnData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Values of the covariates that this model reads, as text, and which of them no training cell had."""
+        found = {}
         for key, known in self.trained_covariates_.items() if self.tags.uses_covariates else ():
             values = check_column(source.obs, key, "categorical_covariate_keys").astype(str)
-            unseen |= ~values.isin(known).to_numpy()
-        return unseen
+            found[key] = values.to_numpy(dtype=object), ~values.isin(known).to_numpy()
+        return found
 
     def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
         """Genes that the model was set up with, in their order.
@@ -858,7 +871,8 @@ class PerturbationModel(BaseModelClass):
         needs_means: bool = True,
     ) -> Predictor:
         expression, contexts = self._setup.expression(source), self._setup.contexts(source)
-        counts = self._counts(source, "realise='counts'") if realise == "counts" else None
+        reader = "realise='counts'" if realise == "counts" else type(self).__name__
+        counts = self._counts(source, reader) if realise == "counts" or self.module.reads_counts else None
         slots = np.full((source.n_obs, self._n_slots), _keys.PAD, dtype=np.int32)
         columns = {_keys.PERTURBATION: slots, _keys.DOSE: np.zeros(slots.shape, dtype=np.float32)}
         columns.update(self._extra_columns(source, contexts))
@@ -897,9 +911,6 @@ class PerturbationModel(BaseModelClass):
                 for key, known in zip(state["keys"], state["categories"], strict=True)
             ]
             columns[_keys.CATEGORICAL_COVARIATES] = np.stack(codes, axis=1).astype(np.int32)
-        if self.module.reads_counts:
-            counts = self._counts(source, type(self).__name__)
-            columns[_keys.SIZE_FACTOR] = all_size_factors(self._setup.expression(source), counts, source.obs_names)
         if self._setup.cell_embedding_key is not None:
             state = registries[_keys.CELL_EMBEDDING]["state_registry"]
             columns[_keys.CELL_EMBEDDING] = self._setup.cell_embedding(source, state["n_dimensions"])

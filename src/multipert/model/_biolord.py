@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,14 +13,26 @@ from scvi.module.base import LossOutput
 from torch import nn
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
 from multipert.nn import ConditionVector, Perceptron, covariate_codes, noise_of_cells
-from multipert.nn._likelihood import NegativeBinomialHead, counts_of, nb_log_prob
+from multipert.nn._attributevector import AttributeVector
+from multipert.nn._blocks import blocks
+from multipert.nn._likelihood import NegativeBinomialHead, NormalHead, counts_of, nb_log_prob
 
+from ._arguments import (
+    check_hidden,
+    check_rate,
+    check_switch,
+    check_weight,
+    check_width,
+    check_widths,
+    checked,
+    hidden_widths,
+    one_of,
+)
 from ._base import PerturbationModel
 from ._embedding import registered_embedding, scaled
 from ._module import PerturbationModule, Tensors
-from ._mtae import check_widths
+from ._perturbench import single_conditions
 from ._tags import ModelTags
 from ._targets import encode_targets
 
@@ -33,6 +44,7 @@ if TYPE_CHECKING:
     from multipert.data._conditions import Condition
     from multipert.data._loaders import CellLoader
     from multipert.data._store import CellStore
+    from multipert.nn._blocks import BlockNorm
 
     from ._predict import Predictor
 
@@ -40,143 +52,33 @@ Unknown = Literal["amortised", "free", "none"]
 Likelihood = Literal["normal", "nb"]
 Variant = Literal["original", "perturbench"]
 
-_MOMENTUM, _EPS = 0.01, 1e-3
-_LEAST_VARIANCE, _LARGEST_LOG_VARIANCE = 1e-6, 12.0
+_LEAST_VARIANCE = 1e-6
 _CODE_LR = 0.05
-
-
-def layers(
-    widths: Sequence[int], *, batch_norm: bool = True, bias: bool = True, dropout_rate: float = 0.0
-) -> nn.Module:
-    """Linear, batch norm, ReLU and dropout between successive widths; starts as PyTorch has it.
-
-    Parameters
-    ----------
-    widths
-        Width of the input, then of each layer.
-    batch_norm
-        Whether layers are normalised over the cells of a batch.
-    bias
-        Whether linear layers have a bias.
-    dropout_rate
-        Dropout after each layer.
-
-    Returns
-    -------
-    The layers, in order.
-    """
-    norm = nn.BatchNorm1d if batch_norm else nn.Identity
-    return nn.Sequential(
-        *(
-            nn.Sequential(
-                nn.Linear(n_in, n_out, bias=bias),
-                norm(n_out, eps=_EPS, momentum=_MOMENTUM),
-                nn.ReLU(),
-                nn.Dropout(dropout_rate),
-            )
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
-        )
-    )
-
-
-class PerturbationAttribute(nn.Module):
-    r"""The vector of a condition, :math:`v_0 + \sum_k (v_k - v_0)` over its parts, with :math:`v_0` that of control.
-
-    A part is a category with a learnt vector. Where an embedding is given or there are doses it is ordered: a network
-    reads the part's row, with the dose appended, as a share of the largest trained dose. Rows are learnt, or given with an
-    entry before them that is 1 for control alone.
-
-    Parameters
-    ----------
-    n_perturbations
-        Size of the vocabulary.
-    n_embedding
-        Width of the given embedding; None learns the rows.
-    doses
-        Whether parts have doses.
-    n_categorical
-        Width of learnt rows.
-    n_ordered
-        Width of the network's output.
-    hidden
-        Widths of the network's hidden layers.
-    dropout_rate
-        Dropout after each of its layers.
-    """
-
-    table: torch.Tensor
-
-    def __init__(
-        self,
-        n_perturbations: int,
-        n_embedding: int | None,
-        doses: bool,
-        *,
-        n_categorical: int,
-        n_ordered: int,
-        hidden: Sequence[int],
-        dropout_rate: float,
-    ) -> None:
-        super().__init__()
-        self.doses, self.ordered = doses, doses or n_embedding is not None
-        self.width = n_ordered if self.ordered else n_categorical
-        # control is the first row
-        if n_embedding is None:
-            self.table = nn.Parameter(torch.randn(n_perturbations + 1, n_categorical))
-        else:
-            self.register_buffer("table", torch.zeros(n_perturbations + 1, 1 + n_embedding))
-        self.largest_dose: torch.Tensor
-        self.register_buffer("largest_dose", torch.zeros(()))
-        widths = [self.table.shape[1] + doses, *hidden, n_ordered]
-        self.network = layers(widths, bias=False, dropout_rate=dropout_rate) if self.ordered else nn.Identity()
-
-    def give(self, embedding: torch.Tensor) -> None:
-        """Take the rows from an embedding, shape `(n_perturbations, n_embedding)`."""
-        with torch.no_grad():
-            self.table[0, 0] = 1
-            self.table[1:, 1:] = embedding
-
-    def start(self, doses: torch.Tensor) -> None:
-        """Scale doses by the largest of the trained ones; a further call changes nothing."""
-        if not self.largest_dose:
-            self.largest_dose.copy_(doses.max())
-
-    def forward(self, tensors: Tensors) -> torch.Tensor:
-        """Vectors of a batch's labels, shape `(B, width)`."""
-        codes = tensors[_keys.PERTURBATION].long()
-        inputs = self.table[codes + 1]
-        if self.doses:
-            scale = torch.where(self.largest_dose > 0, self.largest_dose, 1)
-            inputs = torch.cat([inputs, (tensors[_keys.DOSE].to(inputs) / scale)[..., None]], dim=2)
-        first, further = inputs[:, 0], codes[:, 1:] >= 0
-        if not further.any():
-            return self.network(first)
-        control = inputs.new_zeros(1, inputs.shape[2])
-        control[0, : self.table.shape[1]] = self.table[0]
-        vectors = self.network(torch.cat([first, inputs[:, 1:][further], control]))
-        added = vectors[len(first) : -1] - vectors[-1:]
-        return vectors[: len(first)].index_add(0, further.nonzero()[:, 0], added)
-
-
-class NormalHead(nn.Module):
-    """Mean and variance of log-normalised expression, each from a linear layer.
-
-    Parameters
-    ----------
-    n_in
-        Width of the decoder's last hidden layer.
-    n_vars
-        Number of genes.
-    """
-
-    def __init__(self, n_in: int, n_vars: int) -> None:
-        super().__init__()
-        self.mean, self.log_variance = nn.Linear(n_in, n_vars), nn.Linear(n_in, n_vars)
-
-    def forward(self, hidden: torch.Tensor, tensors: Tensors) -> Tensors:
-        """`"px"` and `"variance"`, each of shape `(B, n_vars)`."""
-        variance = self.log_variance(hidden).clamp(max=_LARGEST_LOG_VARIANCE).exp()
-        return {"px": self.mean(hidden), "variance": variance}
+# what the benchmark's re-implementation does not have
+_OF_ORIGINAL = (
+    "unknown",
+    "n_latent_categorical",
+    "n_latent_ordered",
+    "attribute_hidden",
+    "batch_norm",
+    "likelihood",
+    "reconstruction_penalty",
+    "attribute_lr_factor",
+    "n_code_steps",
+)
+_WIDTHS = "n_latent", "n_latent_categorical", "n_latent_ordered", "n_layers", "n_code_steps"
+_WEIGHTS = "noise", "code_penalty", "reconstruction_penalty", "attribute_lr_factor"
+_CHECKS = {
+    "variant": one_of(Variant),
+    "unknown": one_of(Unknown),
+    "likelihood": one_of(Likelihood),
+    **dict.fromkeys(_WIDTHS, check_width),
+    "n_hidden": check_hidden,
+    "attribute_hidden": check_widths,
+    "dropout_rate": check_rate,
+    "batch_norm": check_switch,
+    **dict.fromkeys(_WEIGHTS, check_weight),
+}
 
 
 class BiolordModule(PerturbationModule):
@@ -222,7 +124,7 @@ class BiolordModule(PerturbationModule):
         self,
         n_vars: int,
         covariates: Sequence[int],
-        perturbation: PerturbationAttribute,
+        perturbation: AttributeVector,
         hidden: Sequence[int],
         n_latent: int,
         *,
@@ -250,11 +152,16 @@ class BiolordModule(PerturbationModule):
         self.perturbation = perturbation
         self.covariates = nn.ModuleList(nn.Embedding(size, n_categorical) for size in covariates)
         width = self.n_latent + n_categorical * len(self.covariates) + perturbation.width
-        self.decoder = layers([width, *hidden], batch_norm=batch_norm)
-        self.head = (NegativeBinomialHead if self.reads_counts else NormalHead)(hidden[-1], n_vars)
+        norm: BlockNorm = "batch" if batch_norm else "none"
+        self.decoder = blocks([width, *hidden], norm=norm)
+        self.head: NegativeBinomialHead | NormalHead
+        if self.reads_counts:
+            self.head = NegativeBinomialHead(hidden[-1], n_vars)
+        else:
+            self.head = NormalHead(hidden[-1], n_vars, least_variance=0.0)
         self.encoder = None
         if unknown == "amortised":
-            encoder = layers([n_vars, *hidden[::-1]], batch_norm=batch_norm, dropout_rate=dropout_rate)
+            encoder = blocks([n_vars, *hidden[::-1]], dropout_rate, norm=norm)
             self.encoder = nn.Sequential(encoder, nn.Linear(hidden[0], n_latent))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -669,62 +576,21 @@ class Biolord(PerturbationModel):
         variant: Variant | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        of_original = {
-            "unknown": unknown,
-            "n_latent_categorical": n_latent_categorical,
-            "n_latent_ordered": n_latent_ordered,
-            "attribute_hidden": attribute_hidden,
-            "batch_norm": batch_norm,
-            "likelihood": likelihood,
-            "reconstruction_penalty": reconstruction_penalty,
-            "attribute_lr_factor": attribute_lr_factor,
-            "n_code_steps": n_code_steps,
-        }
-        shared = {
-            "variant": variant,
-            "n_latent": n_latent,
-            "n_hidden": n_hidden,
-            "n_layers": n_layers,
-            "dropout_rate": dropout_rate,
-            "noise": noise,
-            "code_penalty": code_penalty,
-        }
-        self._arguments = {name: self._value(name, value) for name, value in (of_original | shared).items()}
-        self._check(n_layers)
-        meaningless = [name for name, value in of_original.items() if value is not None]
-        if meaningless and self._arguments["variant"] == "perturbench":
+        given = dict(locals())
+        self._arguments = args = checked(self, _CHECKS, given)
+        meaningless = [name for name in _OF_ORIGINAL if given[name] is not None]
+        if meaningless and args["variant"] == "perturbench":
+            name = meaningless[0]
+            raise ValueError(f"{name}={given[name]!r} has no meaning for variant='perturbench'; leave it out.")
+        hidden = hidden_widths(args["n_hidden"], args["n_layers"], n_layers)
+        if args["variant"] == "perturbench" and len(set(hidden)) > 1:
             raise ValueError(
-                f"{meaningless[0]}={of_original[meaningless[0]]!r} has no meaning for variant='perturbench'; leave it out."
+                f"n_hidden={args['n_hidden']} must be one width for variant='perturbench', whose layers are all alike."
             )
+        args["n_hidden"] = hidden
         self.code_cells_ = ""
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
-
-    def _check(self, n_layers: int | None) -> None:
-        """Refuse arguments that make no model, and put the widths of the hidden layers in their place."""
-        args = self._arguments
-        for name, kind in {"unknown": Unknown, "likelihood": Likelihood, "variant": Variant}.items():
-            if args[name] not in get_args(kind):
-                raise ValueError(f"{name}={args[name]!r} is unknown{close_matches(str(args[name]), get_args(kind))}")
-        widths = ("n_hidden", "n_layers", "n_latent", "n_latent_categorical", "n_latent_ordered", "n_code_steps")
-        if isinstance(args["attribute_hidden"], Integral):
-            width = args["attribute_hidden"]
-            raise TypeError(f"attribute_hidden={width} must be a list of widths, such as ({width},).")
-        check_widths(**{name: args[name] for name in (*widths, "attribute_hidden")})
-        width, depth = args["n_hidden"], args["n_layers"]
-        hidden = (width,) * depth if isinstance(width, Integral) else tuple(width)
-        if not hidden or (n_layers is not None and len(hidden) != n_layers):
-            raise ValueError(f"n_hidden={width} holds {len(hidden)} width(s), but n_layers={depth}; give one of them.")
-        if args["variant"] == "perturbench" and len(set(hidden)) > 1:
-            raise ValueError(
-                f"n_hidden={width} must be one width for variant='perturbench', whose layers are all alike."
-            )
-        args["n_hidden"] = hidden
-        if not 0 <= args["dropout_rate"] < 1:
-            raise ValueError(f"dropout_rate={args['dropout_rate']} must be at least 0 and below 1.")
-        for name in ("noise", "code_penalty", "reconstruction_penalty", "attribute_lr_factor"):
-            if not 0 <= args[name] < math.inf:
-                raise ValueError(f"{name}={args[name]} must be a finite number of at least 0.")
 
     def _training_store(self, adata: AnnData, seed: int) -> CellStore:
         """The model's own cells; free codes are of these and no others, whatever their row numbers."""
@@ -748,7 +614,7 @@ class Biolord(PerturbationModel):
             return BiolordStarModule(
                 n_vars, self._covariate_sizes, condition, *sizes, **penalised, softplus=not self._setup.signed
             )
-        perturbation = PerturbationAttribute(
+        perturbation = AttributeVector(
             n_perturbations,
             self._n_embedding,
             doses,
@@ -788,12 +654,7 @@ class Biolord(PerturbationModel):
 
         One row for each perturbation that was trained or has a given embedding; with doses one for each trained condition.
         """
-        trained = {name for condition in self.trained_conditions_ for name, _ in condition}
-        if self._setup.dose_key is None:
-            names = [name for name in self._codec.vocabulary if name in trained or self._n_embedding]
-            conditions: list[Condition] = [(), *(((name, 1.0),) for name in names)]
-        else:
-            conditions = sorted({(), *self.trained_conditions_})
+        conditions: list[Condition] = [(), *single_conditions(self)]
         tensors, module = self._label_tensors(conditions), self.module.eval()
         of_star = isinstance(module, BiolordStarModule)
         vectors = module.perturbation(module.condition(tensors) if of_star else tensors)

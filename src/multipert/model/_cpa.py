@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from itertools import pairwise
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,14 +15,28 @@ from multipert import _keys
 from multipert.data._conditions import close_matches
 from multipert.nn import Perceptron, covariate_codes, kl_to_standard_normal, noise_of_cells
 from multipert.nn._adversary import LabelAdversary, gradient_penalty
+from multipert.nn._blocks import BlockNorm, blocks
 from multipert.nn._dose import DoseCurveKind, PerturbationEncoder
 from multipert.nn._likelihood import HEADS, Likelihood, counts_of
 from multipert.train import Stage
 
+from ._arguments import (
+    check_count,
+    check_hidden,
+    check_rate,
+    check_switch,
+    check_weight,
+    check_width,
+    check_widths,
+    checked,
+    hidden_widths,
+    is_list,
+    one_of,
+)
 from ._base import PerturbationModel, _row_numbers
 from ._embedding import registered_embedding, scaled
 from ._module import PerturbationModule, Tensors
-from ._mtae import check_widths
+from ._perturbench import single_conditions
 from ._tags import ModelTags
 from ._targets import encode_targets
 
@@ -35,27 +46,22 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from multipert.data._conditions import Condition
     from multipert.data._loaders import CellLoader
     from multipert.data._pairing import Pairing
 
-Norm = Literal["batch", "layer", "none"]
-
-
-def _norm(width: int, norm: Norm) -> nn.Module:
-    if norm == "batch":
-        return nn.BatchNorm1d(width, momentum=0.01, eps=1e-3)
-    return nn.LayerNorm(width) if norm == "layer" else nn.Identity()
-
-
-def _blocks(widths: Sequence[int], dropout_rate: float, norm: Norm) -> nn.Sequential:
-    """Linear, norm, ReLU and dropout between successive widths."""
-    return nn.Sequential(
-        *(
-            nn.Sequential(nn.Linear(n_in, n_out), _norm(n_out, norm), nn.ReLU(), nn.Dropout(dropout_rate))
-            for n_in, n_out in pairwise(widths)
-        )
-    )
+_RATES = "dropout_rate", "decoder_dropout_rate", "adversary_dropout_rate", "pretraining"
+_CHECKS = {
+    "n_hidden": check_hidden,
+    **dict.fromkeys(("n_latent", "n_layers", "adversary_steps"), check_width),
+    **dict.fromkeys(("perturbation_layers", "adversary_warmup"), check_count),
+    "adversary_hidden": check_widths,
+    **dict.fromkeys(_RATES, check_rate),
+    **dict.fromkeys(("norm", "decoder_norm"), one_of(BlockNorm)),
+    "likelihood": one_of(Likelihood),
+    "dose_curve": one_of(DoseCurveKind),
+    **dict.fromkeys(("variational", "adversary"), check_switch),
+    **dict.fromkeys(("kl_weight", "adversary_weight", "penalty_weight"), check_weight),
+}
 
 
 class CPAModule(PerturbationModule):
@@ -129,8 +135,8 @@ class CPAModule(PerturbationModule):
         n_latent: int,
         dropout_rate: float = 0.0,
         decoder_dropout_rate: float = 0.0,
-        norm: Norm = "batch",
-        decoder_norm: Norm = "batch",
+        norm: BlockNorm = "batch",
+        decoder_norm: BlockNorm = "batch",
         likelihood: Likelihood = "normal",
         variational: bool = False,
         kl_weight: float = 1.0,
@@ -150,11 +156,11 @@ class CPAModule(PerturbationModule):
         super().__init__()
         self.encodes_embedding = n_cell_embedding is not None
         encoder_widths = [n_cell_embedding or n_vars, *hidden]
-        self.encoder = _blocks(encoder_widths, dropout_rate, norm)
+        self.encoder = blocks(encoder_widths, dropout_rate, norm=norm)
         self.mean = nn.Linear(encoder_widths[-1], n_latent)
         self.log_variance = nn.Linear(encoder_widths[-1], n_latent) if variational else None
         decoder_widths = [n_latent, *decoder_hidden]
-        self.decoder = _blocks(decoder_widths, decoder_dropout_rate, decoder_norm)
+        self.decoder = blocks(decoder_widths, decoder_dropout_rate, norm=decoder_norm)
         self.head = HEADS[likelihood](decoder_widths[-1], n_vars)
         self.reads_counts = self.head.reads_counts
         network = None
@@ -172,7 +178,7 @@ class CPAModule(PerturbationModule):
 
         def classifier(n_classes: int) -> nn.Sequential:
             widths = [n_latent, *adversary_hidden]
-            return nn.Sequential(*_blocks(widths, adversary_dropout_rate, norm), nn.Linear(widths[-1], n_classes))
+            return nn.Sequential(*blocks(widths, adversary_dropout_rate, norm=norm), nn.Linear(widths[-1], n_classes))
 
         # last, so that all other weights start the same without it
         self.adversary = None
@@ -544,8 +550,8 @@ class CPA(PerturbationModel):
         decoder_hidden: Sequence[int] | None = None,
         dropout_rate: float | None = None,
         decoder_dropout_rate: float | None = None,
-        norm: Norm | None = None,
-        decoder_norm: Norm | None = None,
+        norm: BlockNorm | None = None,
+        decoder_norm: BlockNorm | None = None,
         likelihood: Likelihood | None = None,
         variational: bool | None = None,
         kl_weight: float | None = None,
@@ -562,98 +568,50 @@ class CPA(PerturbationModel):
         technical_covariates: Sequence[str] = (),
     ) -> None:
         super().__init__(adata, registry, preset)
-        given = {
-            "n_latent": n_latent,
-            "dropout_rate": dropout_rate,
-            "decoder_dropout_rate": decoder_dropout_rate,
-            "norm": norm,
-            "decoder_norm": decoder_norm,
-            "likelihood": likelihood,
-            "variational": variational,
-            "kl_weight": kl_weight,
-            "dose_curve": dose_curve,
-            "adversary": adversary,
-            "adversary_weight": adversary_weight,
-            "penalty_weight": penalty_weight,
-            "adversary_hidden": adversary_hidden,
-            "adversary_dropout_rate": adversary_dropout_rate,
-            "adversary_warmup": adversary_warmup,
-        }
-        arguments = {name: self._value(name, value) for name, value in given.items()}
-        self._check(arguments)
-        steps = self._value("adversary_steps", adversary_steps)
-        if not isinstance(steps, int | np.integer) or steps < 1:
-            raise ValueError(f"adversary_steps={steps} must be a whole number of at least 1.")
-        width = self._value("n_hidden", n_hidden)
-        hidden = (width,) * self._value("n_layers", n_layers) if isinstance(width, Integral) else tuple(width)
-        widths = self._value("decoder_hidden", decoder_hidden)
-        # a preset's decoder goes with its encoder
-        if n_hidden is not None and decoder_hidden is None:
-            widths = None
-        decoder = hidden[::-1] if widths is None else tuple(widths)
-        check_widths(
-            n_hidden=hidden,
-            decoder_hidden=decoder,
-            adversary_hidden=arguments["adversary_hidden"],
-            n_latent=arguments["n_latent"],
-        )
-        if not hidden or not decoder:
-            raise ValueError(f"n_hidden={hidden} and decoder_hidden={decoder} must each have a layer.")
-        if n_layers is not None and len(hidden) != n_layers:
+        args = checked(self, _CHECKS, locals())
+        if HEADS[args["likelihood"]].reads_counts and self._setup.signed:
             raise ValueError(
-                f"n_layers={n_layers}, but n_hidden={hidden} holds {len(hidden)} widths; give one of them."
+                f"likelihood={args['likelihood']!r} is of counts, but the data were set up with signed=True; take "
+                "'normal' or 'mse'."
             )
-        layers = self._value("perturbation_layers", perturbation_layers)
-        if not isinstance(layers, Integral) or layers < 0:
-            raise ValueError(f"perturbation_layers={layers} must be a whole number of at least 0.")
         if self._setup.dose_key is None:
             if dose_curve is not None:
                 raise ValueError(f"dose_curve={dose_curve!r} needs doses; name their column in the setup (dose_key).")
-            arguments["dose_curve"] = None
+            args["dose_curve"] = None
+        hidden = hidden_widths(args.pop("n_hidden"), args.pop("n_layers"), n_layers)
+        # a preset's decoder goes with its encoder
+        preset_decoder = self._preset["decoder_hidden"] if n_hidden is None else None
+        decoder = preset_decoder if decoder_hidden is None else decoder_hidden
+        decoder = hidden[::-1] if decoder is None else decoder
+        check_widths("decoder_hidden", decoder)
+        if not len(decoder):
+            raise ValueError(f"decoder_hidden={decoder} must hold a width; leave it out to mirror the encoder.")
+        steps = int(args.pop("adversary_steps"))
+        self._schedule(args["adversary"], args.pop("pretraining"), steps)
         self._module_args = {
             "n_vars": self.summary_stats.n_vars,
             "n_perturbations": self.summary_stats.n_perturbations,
             "covariate_sizes": self._covariate_sizes,
             "hidden": hidden,
-            "decoder_hidden": decoder,
-            "perturbation_hidden": (hidden[0],) * layers,
+            "decoder_hidden": tuple(decoder),
+            "perturbation_hidden": (hidden[0],) * args.pop("perturbation_layers"),
             "n_embedding": self._n_embedding,
             "n_cell_embedding": self.summary_stats.get("n_cell_embedding"),
             "technical": self._technical(technical_covariates),
             "alternates": steps > 1,
-            **arguments,
+            **args,
         }
-        if arguments["variational"]:
+        if args["variational"]:
             self.tags = replace(self.tags, samples=True)  # type: ignore[misc]
-        self._schedule(arguments["adversary"], self._value("pretraining", pretraining), int(steps))
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
-
-    def _check(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse choices that are unknown and numbers out of range."""
-        choices = {"norm": Norm, "decoder_norm": Norm, "likelihood": Likelihood, "dose_curve": DoseCurveKind}
-        for name, kind in choices.items():
-            if arguments[name] not in get_args(kind):
-                raise ValueError(
-                    f"{name}={arguments[name]!r} is unknown{close_matches(arguments[name], get_args(kind))}"
-                )
-        for name in ("dropout_rate", "decoder_dropout_rate", "adversary_dropout_rate"):
-            if not 0 <= arguments[name] < 1:
-                raise ValueError(f"{name}={arguments[name]} must be at least 0 and below 1.")
-        for name in ("kl_weight", "adversary_weight", "penalty_weight", "adversary_warmup"):
-            if not 0 <= arguments[name] < math.inf:
-                raise ValueError(f"{name}={arguments[name]} must be a finite number of at least 0.")
-        if HEADS[arguments["likelihood"]].reads_counts and self._setup.signed:
-            raise ValueError(
-                f"likelihood={arguments['likelihood']!r} is of counts, but the data were set up with signed=True; take "
-                "'normal' or 'mse'."
-            )
 
     def _technical(self, names: Sequence[str]) -> tuple[int, ...]:
         """Positions of the technical covariates among the context and the categorical covariates."""
         known = list(self._setup.categorical_covariate_keys or ())
-        if isinstance(names, str):
-            raise TypeError(f"technical_covariates={names!r} must be a list of columns, such as {[names]}.")
+        if not is_list(names):
+            example = names if isinstance(names, str) else "batch"
+            raise TypeError(f"technical_covariates={names!r} must be a list of columns, such as {[example]}.")
         for name in names:
             if name not in known:
                 raise ValueError(
@@ -664,8 +622,6 @@ class CPA(PerturbationModel):
 
     def _schedule(self, adversary: bool, pretraining: float, steps: int) -> None:
         """Passes, and how often the adversary moves; without one all of the training is the autoencoder's."""
-        if not 0 <= pretraining < 1:
-            raise ValueError(f"pretraining={pretraining} must be at least 0 and below 1.")
         self.stages = (Stage(),)
         if adversary and pretraining:
             first = Stage(trains="module", share=pretraining)
@@ -761,12 +717,7 @@ class CPA(PerturbationModel):
 
     def _perturbation_embedding(self) -> pd.DataFrame:
         """The vector that each perturbation adds; with doses, that each trained condition adds."""
-        trained = {name for condition in self.trained_conditions_ for name, _ in condition}
-        conditions: list[Condition] = [
-            ((name, 1.0),) for name in self._codec.vocabulary if name in trained or self._n_embedding
-        ]
-        if self._setup.dose_key is not None:
-            conditions = sorted(condition for condition in self.trained_conditions_ if condition)
+        conditions = single_conditions(self)
         vectors = self.module.perturbation(self._label_tensors(conditions)).cpu().numpy()
         columns = [f"latent_{i}" for i in range(vectors.shape[1])]
         return pd.DataFrame(vectors, index=self._labels(conditions), columns=columns)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
 from multipert.nn import (
     CovariateVector,
     LabelVector,
@@ -19,10 +18,10 @@ from multipert.nn import (
 )
 from multipert.nn._perceptron import OutputActivation, PerceptronVariant
 
+from ._arguments import check_switch, check_width, checked, one_of
 from ._base import PerturbationModel
 from ._module import PerturbationModule, Tensors
-from ._mtae import check_widths
-from ._perturbench import REFERENCE, blind_to_covariates, checked_output, fill_embedding, squared_error
+from ._perturbench import REFERENCE, blind_to_covariates, checked_output, equip, label_sizes, squared_error
 from ._shift import context_codes
 from ._tags import ModelTags
 from ._targets import encode_targets, label_columns, read_targets
@@ -41,6 +40,13 @@ Residuals = Literal["none", "control"]
 # the network of the reference before May 2025, and the one for data of one context
 _FIRST = {"mlp_variant": "standard"}
 _ONE_CONTEXT = {"use_covariates": False}
+_CHECKS = {
+    **dict.fromkeys(("n_hidden", "n_layers"), check_width),
+    "mlp_variant": one_of(PerceptronVariant),
+    **dict.fromkeys(("use_perturbations", "use_covariates"), check_switch),
+    "train_on": one_of(TrainOn),
+    "residuals": one_of(Residuals),
+}
 
 
 class DecoderOnlyModule(PerturbationModule):
@@ -303,18 +309,9 @@ class DecoderOnly(PerturbationModel):
         output_activation: OutputActivation | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        sizes = {"n_hidden": self._value("n_hidden", n_hidden), "n_layers": self._value("n_layers", n_layers)}
-        check_widths(**sizes)
-        choices = {
-            "mlp_variant": (self._value("mlp_variant", mlp_variant), PerceptronVariant),
-            "train_on": (self._value("train_on", train_on), TrainOn),
-            "residuals": (residuals, Residuals),
-        }
-        for name, (value, known) in choices.items():
-            if value not in get_args(known):
-                raise ValueError(f"{name}={value!r} is unknown{close_matches(value, get_args(known))}")
-        labels = self._value("use_perturbations", use_perturbations)
-        read = self._covariate_sizes if self._value("use_covariates", use_covariates) else ()
+        args = checked(self, _CHECKS, locals())
+        labels = args.pop("use_perturbations")
+        read = self._covariate_sizes if args.pop("use_covariates") else ()
         if not labels and not read:
             raise ValueError(
                 "use_perturbations is False and there is no covariate to read, so nothing is left to predict from; set the "
@@ -323,25 +320,20 @@ class DecoderOnly(PerturbationModel):
         if not read:
             self.tags = blind_to_covariates(self.tags)  # type: ignore[misc]
         self._module_args = {
-            "n_vars": self.summary_stats.n_vars,
-            "n_perturbations": self.summary_stats.n_perturbations if labels else None,
+            **label_sizes(self),
             "covariate_sizes": read,
-            **sizes,
-            "variant": choices["mlp_variant"][0],
+            "variant": args.pop("mlp_variant"),
             "output": checked_output(self, output_activation, default=self._preset["output_activation"]),
-            "n_embedding": self._n_embedding,
-            "doses": self._setup.dose_key is not None,
-            "train_on": choices["train_on"][0],
-            "residuals": residuals,
+            **args,
         }
+        if not labels:
+            self._module_args["n_perturbations"] = None
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
     def _new_module(self) -> DecoderOnlyModule:
         module = DecoderOnlyModule(**self._module_args)
-        module.keeps_best = self._preset.get("keeps_best", False)
-        if module.perturbation is not None:
-            fill_embedding(self, module.perturbation)
+        equip(self, module, module.perturbation)
         return module
 
     def is_seen(

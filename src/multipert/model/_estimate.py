@@ -66,7 +66,7 @@ def estimate_training(
     The estimate.
     """
     batch_size = training_batch_size(model, batch_size)
-    store = model._training_store(adata, seed)
+    store = model._with_size_factors(model._training_store(adata, seed), adata, train)
     conditions, _ = training_conditions(model, adata, train)
     accelerator, _, device = parse_device_args(accelerator, devices, return_device="torch")
     n_updates, seconds, cells, batch_bytes, buffers = 0, 0.0, 0.0, 0, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,7 @@ from scvi.module.base import LossOutput
 from torch import nn
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
-from multipert.embedding._genegraph import Similarity, check_limits, known_edges, nearest
+from multipert.embedding._genegraph import Similarity, known_edges, nearest
 from multipert.nn._graph import (
     BoundedTable,
     CellMLP,
@@ -29,10 +28,10 @@ from multipert.nn._graph import (
 )
 from multipert.train import Stage
 
+from ._arguments import check_share, check_switch, check_weight, check_width, checked, one_of
 from ._base import PerturbationModel
 from ._embedding import registered_embedding
 from ._module import PerturbationModule, Tensors
-from ._mtae import check_widths
 from ._tags import ModelTags
 from ._targets import read_targets
 
@@ -304,6 +303,17 @@ def _normal(variance: float, *shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape) * math.sqrt(variance))
 
 
+_WIDTHS = "n_hidden", "n_perturbation_layers", "n_gene_layers", "n_perturbation_neighbors", "n_gene_neighbors"
+_CHECKS = {
+    **dict.fromkeys(_WIDTHS, check_width),
+    **dict.fromkeys(("perturbation_threshold", "gene_threshold"), check_share),
+    **dict.fromkeys(("gamma", "direction_weight", "uncertainty_weight"), check_weight),
+    "direction_loss": one_of(Direction),
+    "norm": one_of(Norm),
+    "uncertainty": check_switch,
+}
+
+
 class GEARS(PerturbationModel):
     r"""A shift of every gene for a set of perturbed genes, from two graphs :cite:p:`Roohani2024`.
 
@@ -463,29 +473,12 @@ class GEARS(PerturbationModel):
         uncertainty_weight: float | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        given = {
-            "n_hidden": n_hidden,
-            "n_perturbation_layers": n_perturbation_layers,
-            "n_gene_layers": n_gene_layers,
-            "n_gene_neighbors": n_gene_neighbors,
-            "gene_threshold": gene_threshold,
-            "gamma": gamma,
-            "direction_loss": direction_loss,
-            "direction_weight": direction_weight,
-            "norm": norm,
-            "uncertainty": uncertainty,
-            "uncertainty_weight": uncertainty_weight,
-        }
+        args = checked(self, _CHECKS, locals())
+        n_neighbors, threshold = args.pop("n_perturbation_neighbors"), args.pop("perturbation_threshold")
+        if similarity is not None:
+            one_of(Similarity)("similarity", similarity)
         sizes = self.summary_stats
-        self._module_args = {name: self._value(name, value) for name, value in given.items()}
-        n_neighbors = self._value("n_perturbation_neighbors", n_perturbation_neighbors)
-        threshold = self._value("perturbation_threshold", perturbation_threshold)
-        check_limits(n_perturbation_neighbors=n_neighbors, perturbation_threshold=threshold)
-        if similarity is not None and similarity not in get_args(Similarity):
-            known = get_args(Similarity)
-            raise ValueError(f"similarity={similarity!r} is unknown{close_matches(str(similarity), known)}")
-        self._check_arguments()
-        self._module_args |= {"n_vars": sizes.n_vars, "n_perturbations": sizes.n_perturbations}
+        self._module_args = {"n_vars": sizes.n_vars, "n_perturbations": sizes.n_perturbations, **args}
         if edges is not None:
             # what is kept of the graph is all that the model, and its files, need
             edges = known_edges(edges, self._codec.vocabulary, n_neighbors)
@@ -493,18 +486,6 @@ class GEARS(PerturbationModel):
         self._start_module()
         self._warn_of_isolated()
         self.init_params_ = self._get_init_params(locals())
-
-    def _check_arguments(self) -> None:
-        """Refuse widths, weights and choices that make no model."""
-        args = self._module_args
-        check_widths(**{name: args[name] for name in ("n_hidden", "n_perturbation_layers", "n_gene_layers")})
-        check_limits(**{name: args[name] for name in ("n_gene_neighbors", "gene_threshold")})
-        for name, kind in (("direction_loss", Direction), ("norm", Norm)):
-            if args[name] not in get_args(kind):
-                raise ValueError(f"{name}={args[name]!r} is unknown{close_matches(str(args[name]), get_args(kind))}")
-        for name in ("gamma", "direction_weight", "uncertainty_weight"):
-            if not 0 <= args[name] < math.inf:
-                raise ValueError(f"{name}={args[name]} must be a finite number of at least 0.")
 
     def _new_module(self) -> GEARSModule:
         module = GEARSModule(**self._module_args)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
 from multipert.nn import (
     CovariateVector,
     LabelVector,
@@ -20,14 +19,15 @@ from multipert.nn import (
 from multipert.nn._perceptron import OutputActivation, PerceptronVariant
 from multipert.train import Stage
 
+from ._arguments import check_rate, check_switch, check_width, checked, one_of
 from ._base import PerturbationModel
 from ._module import PerturbationModule, Tensors
-from ._mtae import check_widths
 from ._perturbench import (
     REFERENCE,
     blind_to_covariates,
     checked_output,
-    fill_embedding,
+    equip,
+    label_sizes,
     single_conditions,
     squared_error,
 )
@@ -45,6 +45,13 @@ _TEMPERATURE = 0.5
 # the network of the reference before May 2025, and the one for data of one context
 _FIRST = {"mlp_variant": "standard"}
 _ONE_CONTEXT = {"inject_covariates_encoder": False, "inject_covariates_decoder": False}
+_SWITCHES = "inject_covariates_encoder", "inject_covariates_decoder", "sparse", "control_targets"
+_CHECKS = {
+    **dict.fromkeys(("n_hidden", "n_latent", "n_layers"), check_width),
+    "dropout_rate": check_rate,
+    "mlp_variant": one_of(PerceptronVariant),
+    **dict.fromkeys(_SWITCHES, check_switch),
+}
 
 
 def _best(
@@ -303,39 +310,26 @@ class LatentAdditive(PerturbationModel):
         control_targets: bool | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        given = {"n_hidden": n_hidden, "n_latent": n_latent, "n_layers": n_layers, "dropout_rate": dropout_rate}
-        sizes = {name: self._value(name, value) for name, value in given.items()}
-        check_widths(**{name: sizes[name] for name in ("n_hidden", "n_latent", "n_layers")})
-        variant = self._value("mlp_variant", mlp_variant)
-        if variant not in get_args(PerceptronVariant):
-            raise ValueError(f"mlp_variant={variant!r} is unknown{close_matches(variant, get_args(PerceptronVariant))}")
-        reads = {
-            "encoder_covariates": self._value("inject_covariates_encoder", inject_covariates_encoder),
-            "decoder_covariates": self._value("inject_covariates_decoder", inject_covariates_decoder),
-        }
+        args = checked(self, _CHECKS, locals())
+        reads = {part: args.pop(f"inject_covariates_{part}") for part in ("encoder", "decoder")}
         if not any(reads.values()):
             self.tags = blind_to_covariates(self.tags)  # type: ignore[misc]
-        itself = self._value("control_targets", control_targets)
+        itself = args.pop("control_targets")
         self.stages = tuple(replace(stage, itself=itself) for stage in type(self).stages)
         self._module_args = {
-            "n_vars": self.summary_stats.n_vars,
-            "n_perturbations": self.summary_stats.n_perturbations,
-            **sizes,
-            "variant": variant,
+            **label_sizes(self),
+            "variant": args.pop("mlp_variant"),
             "output": checked_output(self, output_activation, default=self._preset["output_activation"]),
-            "n_embedding": self._n_embedding,
-            "doses": self._setup.dose_key is not None,
             "n_cell_embedding": self.summary_stats.get("n_cell_embedding"),
-            **{name: self._covariate_sizes if read else () for name, read in reads.items()},
-            "sparse": sparse,
+            **{f"{part}_covariates": self._covariate_sizes if read else () for part, read in reads.items()},
+            **args,
         }
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
     def _new_module(self) -> LatentAdditiveModule:
         module = LatentAdditiveModule(**self._module_args)
-        module.keeps_best = self._preset.get("keeps_best", False)
-        fill_embedding(self, module.perturbation)
+        equip(self, module, module.perturbation)
         return module
 
     def _perturbation_embedding(self) -> pd.DataFrame:

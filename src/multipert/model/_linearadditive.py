@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
 from multipert.nn import (
     CovariateVector,
     LabelVector,
@@ -22,13 +20,15 @@ from multipert.nn import (
 from multipert.nn._perceptron import OutputActivation
 from multipert.train import Stage
 
+from ._arguments import check_switch, check_weight, checked, one_of
 from ._base import PerturbationModel
 from ._module import PerturbationModule, Tensors
 from ._perturbench import (
     REFERENCE,
     blind_to_covariates,
     checked_output,
-    fill_embedding,
+    equip,
+    label_sizes,
     single_conditions,
     squared_error,
 )
@@ -49,6 +49,12 @@ Solver = Literal["adam", "lstsq"]
 _BLOCK, _RCOND = 1024, 1e-10
 # the reference trains on perturbed cells only
 _PUBLISHED = {**REFERENCE, "control_targets": False}
+_CHECKS = {
+    "inject_covariates": check_switch,
+    "solver": one_of(Solver),
+    "ridge": check_weight,
+    "control_targets": check_switch,
+}
 
 
 class LinearAdditiveModule(PerturbationModule):
@@ -301,11 +307,10 @@ class LinearAdditive(PerturbationModel):
         control_targets: bool | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        if solver not in get_args(Solver):
-            raise ValueError(f"solver={solver!r} is unknown{close_matches(solver, get_args(Solver))}")
-        if not 0 <= ridge < math.inf or (ridge and solver != "lstsq"):
-            raise ValueError(f"ridge={ridge} must be a finite number of at least 0, and is for solver='lstsq'.")
+        args = checked(self, _CHECKS, locals())
         closed = solver == "lstsq"
+        if ridge and not closed:
+            raise ValueError(f"ridge={ridge} has no meaning for solver={solver!r}; it is for solver='lstsq'.")
         default: OutputActivation = "identity" if closed else self._preset["output_activation"]
         output = checked_output(self, output_activation, default=default)
         if closed and output != "identity":
@@ -315,30 +320,23 @@ class LinearAdditive(PerturbationModel):
                 f"solver='lstsq' takes mean control cells, but pairing_key={self._setup.pairing_key!r} names the pairs; "
                 "take 'adam', or set up the data without it."
             )
-        reads = self._value("inject_covariates", inject_covariates)
-        with_control = self._value("control_targets", control_targets)
+        reads = args.pop("inject_covariates")
         if not reads:
             self.tags = blind_to_covariates(self.tags)  # type: ignore[misc]
         # the closed form needs no pass
-        self.stages = () if closed else (Stage("random", itself=with_control),)
+        self.stages = () if closed else (Stage("random", itself=args["control_targets"]),)
         self._module_args = {
-            "n_vars": self.summary_stats.n_vars,
-            "n_perturbations": self.summary_stats.n_perturbations,
+            **label_sizes(self),
             "covariate_sizes": self._covariate_sizes if reads else (),
-            "n_embedding": self._n_embedding,
-            "doses": self._setup.dose_key is not None,
             "output": output,
-            "solver": solver,
-            "ridge": ridge,
-            "control_targets": with_control,
+            **args,
         }
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
     def _new_module(self) -> LinearAdditiveModule:
         module = LinearAdditiveModule(**self._module_args)
-        module.keeps_best = self._preset.get("keeps_best", False)
-        fill_embedding(self, module.perturbation)
+        equip(self, module, module.perturbation)
         return module
 
     def _perturbation_embedding(self) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import torch
 from scvi.module.base import BaseModuleClass, LossOutput
 
 from multipert import _keys
+from multipert.data._labelindex import LabelIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -78,6 +79,8 @@ class PerturbationModule(BaseModuleClass):
     fitted: tuple[str, ...] = ("known_codes", "known_doses", "count_correction")
     """Names of buffers whose shape is known after training only; saved and loaded with the rest."""
 
+    _label_index: LabelIndex | None = None
+
     def __init__(self) -> None:
         super().__init__()
         for name in self.fitted:
@@ -102,18 +105,10 @@ class PerturbationModule(BaseModuleClass):
         -------
         Positions in `known_codes`, shape `(B,)`; -1 where the condition was never trained.
         """
-        n_slots = max(tensors[_keys.PERTURBATION].shape[1], self.known_codes.shape[1])
-
-        def pad(values: torch.Tensor, fill: float) -> torch.Tensor:
-            # batches of a loader stay on the CPU, the module may not
-            return torch.nn.functional.pad(
-                values.to(self.known_codes.device), (0, n_slots - values.shape[1]), value=fill
-            )
-
-        codes, known = pad(tensors[_keys.PERTURBATION].long(), _keys.PAD), pad(self.known_codes.long(), _keys.PAD)
-        doses, known_doses = pad(tensors[_keys.DOSE], 0), pad(self.known_doses, 0)
-        same = (codes[:, None] == known).all(2) & (doses[:, None] == known_doses).all(2)
-        return torch.where(same.any(1), same.long().argmax(1), -1)
+        if self._label_index is None or not self._label_index.is_of(self.known_codes, self.known_doses):
+            self._label_index = LabelIndex(self.known_codes, self.known_doses)
+        # batches of a loader stay on the CPU, the module may not
+        return self._label_index.find(tensors[_keys.PERTURBATION], tensors[_keys.DOSE])
 
     @property
     def device(self) -> torch.device:

@@ -1,16 +1,16 @@
-"""What PerturBench's models of means share: the loss, the activation of the output, and the reference's schedule."""
+"""What PerturBench's models share: the loss of means, the activation of the output, and the reference's schedule."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi.module.base import LossOutput
 
-from multipert.data._conditions import close_matches
 from multipert.nn._perceptron import OutputActivation
 
+from ._arguments import one_of
 from ._embedding import registered_embedding, scaled
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from multipert.nn import LabelVector
 
     from ._base import PerturbationModel
+    from ._module import PerturbationModule
     from ._tags import ModelTags
 
 REFERENCE: dict[str, Any] = {
@@ -69,9 +70,8 @@ def checked_output(model: PerturbationModel, given: OutputActivation | None, *, 
         If the name is unknown, or excludes values that signed data have.
     """
     signed = model._setup.signed
-    name = given or ("identity" if signed else default)
-    if name not in get_args(OutputActivation):
-        raise ValueError(f"output_activation={name!r} is unknown{close_matches(name, get_args(OutputActivation))}")
+    name = given if given is not None else "identity" if signed else default
+    one_of(OutputActivation)("output_activation", name)
     if signed and name != "identity":
         raise ValueError(
             f"output_activation={name!r} gives no negative values, but the data were set up with signed=True; take "
@@ -113,16 +113,39 @@ def single_conditions(model: PerturbationModel) -> list[Condition]:
     return [((name, 1.0),) for name in model._codec.vocabulary if name in trained or model._n_embedding]
 
 
-def fill_embedding(model: PerturbationModel, vector: LabelVector) -> None:
-    """Put the given perturbation embedding, scaled, where a network reads it.
+def label_sizes(model: PerturbationModel) -> dict[str, Any]:
+    """What a module is told of the genes and of the labels.
 
     Parameters
     ----------
     model
         The model.
-    vector
-        Its labels' vectors; unchanged where no embedding is given.
+
+    Returns
+    -------
+    Arguments of the module, by name.
     """
+    return {
+        "n_vars": model.summary_stats.n_vars,
+        "n_perturbations": model.summary_stats.n_perturbations,
+        "n_embedding": model._n_embedding,
+        "doses": model._setup.dose_key is not None,
+    }
+
+
+def equip(model: PerturbationModel, module: PerturbationModule, vector: LabelVector | None) -> None:
+    """Give a new module what its preset says of the weights to keep, and the perturbation embedding, scaled.
+
+    Parameters
+    ----------
+    model
+        The model.
+    module
+        Its module.
+    vector
+        The module's vectors of labels, if it reads any; unchanged where no embedding is given.
+    """
+    module.keeps_best = model._preset.get("keeps_best", False)
     table = registered_embedding(model)
-    if table is not None:
+    if table is not None and vector is not None:
         vector.fill(scaled(table))

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import pandas as pd
-    from scipy import sparse
 
     from multipert.data._store import CellStore
 
@@ -130,7 +129,7 @@ class Predictor:
     means
         Means of the contexts, where the module needs them.
     counts
-        Raw counts of the cells, for `realise="counts"`.
+        Raw counts of the cells, for `realise="counts"` and for modules that read counts.
     latents
         Mean latent representations of the contexts, where the module needs them.
     """
@@ -144,7 +143,7 @@ class Predictor:
     batch_size: int
     contexts: np.ndarray
     means: ContextMeans | None = None
-    counts: np.ndarray | sparse.csr_matrix | None = None
+    counts: Any = None
     latents: ContextMeans | None = None
 
     def sampling(self, sample: int) -> Predictor:
@@ -176,7 +175,18 @@ class Predictor:
             if means is not None:
                 codes = np.searchsorted(means.names, self.contexts[rows].astype(str))
                 tensors[key] = means.mean[torch.from_numpy(codes)]
+        if self.module.reads_counts:
+            tensors[_keys.SIZE_FACTOR] = torch.from_numpy(self._counts_and_factors(rows, tensors)[1]).float()
         return {key: value.to(self.module.device) for key, value in tensors.items()}
+
+    def _counts_and_factors(self, rows: np.ndarray, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
+        """Raw counts, dense, and size factors of the cells of a batch; an error where its expression is not made of them."""
+        # a matrix on disk takes increasing row numbers only
+        distinct, at = np.unique(rows, return_inverse=True)
+        counts = self.counts[distinct]
+        counts = (counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts))[at]
+        x = tensors[_keys.X].cpu().numpy()
+        return counts, size_factors(x, counts, list(self.obs_names[rows]), _keys.COUNTS_LAYER)
 
     @torch.inference_mode()
     def stream(
@@ -262,13 +272,9 @@ class Predictor:
                 _keys.DOSE: torch.zeros_like(tensors[_keys.DOSE]),
             }
             encoded["control"] = self.module.counterfactual(control, z)
-        if self.realise == "counts" and self.counts is not None:
-            counts = self.counts[rows]
-            counts = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
-            x = tensors[_keys.X].cpu().numpy()
-            names = self.obs_names[rows]
-            encoded["x"], encoded["counts"] = x, counts
-            encoded["factors"] = size_factors(x, counts, list(names), _keys.COUNTS_LAYER)
+        if self.realise == "counts":
+            encoded["x"] = tensors[_keys.X].cpu().numpy()
+            encoded["counts"], encoded["factors"] = self._counts_and_factors(rows, tensors)
         return encoded
 
     def _one(

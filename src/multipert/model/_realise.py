@@ -109,8 +109,8 @@ def size_factors(x: Any, counts: Any, names: Sequence[str], layer: str) -> np.nd
     return factors
 
 
-def all_size_factors(x: Any, counts: Any, names: pd.Index) -> np.ndarray:
-    """Size factors of many cells, block by block; see :func:`size_factors`.
+def size_factors_of(x: Any, counts: Any, names: pd.Index, rows: np.ndarray) -> np.ndarray:
+    """Size factors of some of many cells, read block by block; see :func:`size_factors`.
 
     Parameters
     ----------
@@ -120,16 +120,17 @@ def all_size_factors(x: Any, counts: Any, names: pd.Index) -> np.ndarray:
         Raw counts, same shape.
     names
         Names of the cells.
+    rows
+        Increasing row numbers; no other row is read.
 
     Returns
     -------
-    Size factors, shape `(n_cells,)`, float32.
+    Size factors, shape `(n_cells,)`, float32; NaN for the other cells.
     """
-    made = [
-        size_factors(block, counts[at], names[at], _keys.COUNTS_LAYER)
-        for at, block in row_blocks(x, np.arange(x.shape[0]))
-    ]
-    return np.concatenate(made).astype(np.float32)
+    factors = np.full(x.shape[0], np.nan, dtype=np.float32)
+    for at, block in row_blocks(x, rows):
+        factors[at] = size_factors(block, counts[at], names[at], _keys.COUNTS_LAYER)
+    return factors
 
 
 def draw_counts(

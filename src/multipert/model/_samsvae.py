@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pandas as pd
 import torch
@@ -13,13 +10,16 @@ from scvi.module.base import LossOutput
 from torch import nn
 
 from multipert import _keys
-from multipert.data._conditions import close_matches
 from multipert.nn import CovariateVector, Perceptron, multi_hot, noise_of_cells
 from multipert.nn._likelihood import counts_of, library_of, log_normalised, nb_log_prob, normal_log_prob
+from multipert.nn._offsets import LEAST_VARIANCE, Draw, Offsets, joined
+from multipert.nn._perceptron import ResidualPerceptron
+from multipert.nn._variational import normal_divergence
 
+from ._arguments import check_number, check_positive, check_rate, check_switch, check_width, checked, one_of
 from ._base import PerturbationModel
 from ._module import PerturbationModule, Tensors
-from ._mtae import check_widths
+from ._perturbench import blind_to_covariates
 from ._tags import ModelTags
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ Observation = Literal["normal", "mse", "nb"]
 Divergence = Literal["analytic", "mc"]
 Mode = Literal["posterior_control", "prior", "reference_posterior"]
 
-_SLOPE = 0.01
-_LEAST_VARIANCE = 1e-4
 _LEAST_MEAN = 1e-4
 _LEAST_SHARE = 1e-6
 # added to the standard deviation of a gene, which is 0 for one without counts
@@ -43,247 +41,6 @@ _SPREAD_EPS = 1e-2
 _ROWS = 512
 # odd, so that products with codes differ in all bits (2^64 divided by the golden ratio, as a signed number)
 _MIX = -7046029254386353131
-
-
-class ResidualPerceptron(nn.Module):
-    """Linear layers with leaky ReLU, the second and later ones added to what they read, then a linear layer.
-
-    Parameters
-    ----------
-    n_in
-        Width of the input.
-    n_hidden
-        Width of the hidden layers.
-    n_layers
-        Number of hidden layers.
-    n_out
-        Width of the output.
-    dropout_rate
-        Dropout after each hidden layer.
-    """
-
-    def __init__(self, n_in: int, n_hidden: int, n_layers: int, n_out: int, dropout_rate: float) -> None:
-        super().__init__()
-        self.hidden = nn.ModuleList(nn.Linear(n_hidden if layer else n_in, n_hidden) for layer in range(n_layers))
-        self.dropout = nn.Dropout(dropout_rate)
-        self.output = nn.Linear(n_hidden, n_out)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Output of the last layer, shape `(..., n_out)`."""
-        for number, layer in enumerate(self.hidden):
-            added = self.dropout(nn.functional.leaky_relu(layer(x), _SLOPE))
-            x = x + added if number else added
-        return self.output(x)
-
-
-def bernoulli_divergence(mask: torch.Tensor, logits: torch.Tensor, prior_logit: float) -> torch.Tensor:
-    """Log-ratio of two Bernoulli distributions at a mask; at the first one's probabilities, its mean: the divergence.
-
-    Parameters
-    ----------
-    mask
-        Zeros and ones, or probabilities.
-    logits
-        Of the first distribution, a shape that broadcasts to that of the mask.
-    prior_logit
-        Of the second.
-
-    Returns
-    -------
-    Shape of the mask, in nats.
-    """
-    softplus = nn.functional.softplus
-    return mask * (logits - prior_logit) - softplus(logits) + math.log1p(math.exp(prior_logit))
-
-
-def normal_divergence(
-    mean: torch.Tensor, variance: torch.Tensor, scale: float, value: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Divergence of normal distributions from a centred one, or the log-ratio of both densities at some values.
-
-    Parameters
-    ----------
-    mean
-        Means.
-    variance
-        Variances, same shape.
-    scale
-        Standard deviation of the centred distribution.
-    value
-        Where the log-ratio is taken; None gives its mean, the divergence.
-
-    Returns
-    -------
-    Shape of the means (of the values), in nats.
-    """
-    ratio = variance / scale**2
-    if value is None:
-        return 0.5 * (ratio + (mean / scale).square() - 1 - ratio.log())
-    return 0.5 * ((value / scale).square() - (value - mean).square() / variance - ratio.log())
-
-
-@dataclass
-class Draw:
-    """Masks and embeddings of some perturbations.
-
-    Parameters
-    ----------
-    codes
-        Codes of the perturbations, shape `(..., U)`.
-    mask
-        Zeros and ones, shape `(..., U, n_latent)`.
-    mean
-        Means of the embeddings, same shape.
-    variance
-        Their variances; None where embeddings are not random.
-    embedding
-        The embeddings.
-    """
-
-    codes: torch.Tensor
-    mask: torch.Tensor
-    mean: torch.Tensor
-    variance: torch.Tensor | None
-    embedding: torch.Tensor
-
-    @property
-    def shift(self) -> torch.Tensor:
-        """What each perturbation adds to the basal state at dose 1, shape `(..., U, n_latent)`."""
-        return self.mask * self.embedding
-
-
-class Offsets(nn.Module):
-    """Posterior of the masks and embeddings of all perturbations, which their cells share.
-
-    Parameters
-    ----------
-    n_perturbations
-        Size of the vocabulary.
-    n_latent
-        Width of the latent representation.
-    network
-        Gives an embedding's mean and log variance from its mask and unit vector; None has free ones.
-    sparsity
-        Whether there are masks.
-    stochastic
-        Whether embeddings are random.
-    mask_prior
-        Prior probability that a dimension is moved.
-    mask_logit
-        Logit at which masks start.
-    temperature
-        Of the relaxed masks.
-    embedding_scale
-        Prior standard deviation of embeddings.
-    """
-
-    def __init__(
-        self,
-        n_perturbations: int,
-        n_latent: int,
-        network: nn.Module | None,
-        *,
-        sparsity: bool,
-        stochastic: bool,
-        mask_prior: float,
-        mask_logit: float,
-        temperature: float,
-        embedding_scale: float,
-    ) -> None:
-        super().__init__()
-        shape = n_perturbations, n_latent
-        self.shape, self.sparsity, self.stochastic, self.network = shape, sparsity, stochastic, network
-        self.prior_logit = math.log(mask_prior) - math.log1p(-mask_prior)
-        self.temperature, self.embedding_scale = temperature, embedding_scale
-        if sparsity:
-            self.logits = nn.Parameter(torch.full(shape, float(mask_logit)))
-        if network is None:
-            self.mean = nn.Parameter(torch.zeros(shape))
-            if stochastic:
-                self.log_scale = nn.Parameter(torch.zeros(shape))
-
-    @property
-    def is_random(self) -> bool:
-        """Whether there is anything to draw."""
-        return self.sparsity or self.stochastic
-
-    def probabilities(self, codes: torch.Tensor) -> torch.Tensor:
-        """Probability that each dimension is moved, shape `(..., U, n_latent)`; 1 without masks."""
-        if not self.sparsity:
-            return torch.ones(*codes.shape, self.shape[1], device=codes.device)
-        return torch.sigmoid(self.logits[codes])
-
-    def forward(self, codes: torch.Tensor, noise: tuple[torch.Tensor, torch.Tensor] | None = None) -> Draw:
-        """Masks and embeddings of some perturbations.
-
-        Parameters
-        ----------
-        codes
-            Codes, shape `(..., U)`.
-        noise
-            Logistic noise of the masks and standard normal noise of the embeddings, shape `(..., U, n_latent)`, dimensions
-            before those of the codes allowed. None takes masks at the threshold 0.5 and mean embeddings.
-
-        Returns
-        -------
-        What was drawn.
-        """
-        logistic, normal = (None, None) if noise is None else noise
-        mask = self._mask(codes, logistic)
-        mean, variance = self._moments(codes, mask)
-        embedding = mean if variance is None or normal is None else mean + variance.sqrt() * normal
-        return Draw(codes, mask, mean, variance, embedding)
-
-    def _mask(self, codes: torch.Tensor, logistic: torch.Tensor | None) -> torch.Tensor:
-        if not self.sparsity:
-            return self.probabilities(codes)
-        logits = self.logits[codes]
-        if logistic is None:
-            return (logits > 0).to(logits)
-        soft = torch.sigmoid((logits + logistic) / self.temperature)
-        # exactly 0 or 1, with the gradient of the relaxed mask
-        return (soft > 0.5).to(soft) + (soft - soft.detach())
-
-    def _moments(self, codes: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self.network is None:
-            mean = self.mean[codes]
-            return mean, (self.log_scale[codes].exp() + _LEAST_VARIANCE).square() if self.stochastic else None
-        unit = nn.functional.one_hot(codes, self.shape[0]).to(mask)
-        out = self.network(_joined(mask, unit) if self.sparsity else unit)
-        if not self.stochastic:
-            return out, None
-        mean, log_variance = out.chunk(2, dim=-1)
-        return mean, log_variance.exp() + _LEAST_VARIANCE
-
-    def divergence(self, draw: Draw, *, analytic: bool) -> torch.Tensor:
-        """Divergence from the prior of the masks, and of the embeddings given the masks drawn.
-
-        Parameters
-        ----------
-        draw
-            What was drawn.
-        analytic
-            Whether in closed form; else the log-ratio at what was drawn.
-
-        Returns
-        -------
-        Shape `(..., U)`, sums over dimensions, in nats.
-        """
-        total = torch.zeros_like(draw.shift)
-        if self.sparsity:
-            logits = self.logits[draw.codes]
-            mask = torch.sigmoid(logits) if analytic else draw.mask
-            total = total + bernoulli_divergence(mask, logits, self.prior_logit)
-        if draw.variance is not None:
-            value = None if analytic else draw.embedding
-            total = total + normal_divergence(draw.mean, draw.variance, self.embedding_scale, value)
-        return total.sum(dim=-1)
-
-
-def _joined(*parts: torch.Tensor) -> torch.Tensor:
-    """Vectors side by side; the dimensions before are broadcast."""
-    lead = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-    return torch.cat([part.expand(*lead, part.shape[-1]) for part in parts], dim=-1)
 
 
 class SAMSVAEModule(PerturbationModule):
@@ -429,7 +186,7 @@ class SAMSVAEModule(PerturbationModule):
         self.spread.copy_(variance.sqrt() + _SPREAD_EPS)
         self.decoder.output.bias.copy_(share.clamp(min=_LEAST_SHARE).log() if self.reads_counts else mean)
         if self.likelihood == "normal":
-            self.log_spread.copy_((variance + _LEAST_VARIANCE).log())
+            self.log_spread.copy_((variance + LEAST_VARIANCE).log())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Networks, and masks and free embeddings, which each see few cells and move faster."""
@@ -510,9 +267,9 @@ class SAMSVAEModule(PerturbationModule):
         """
         told = [] if self.covariates is None else [self.covariates(tensors)]
         x = (tensors[_keys.X] - self.center) / self.spread
-        hidden = self.encoder(_joined(x, *told, *([] if self.mean_field_encoder else [offset])))
+        hidden = self.encoder(joined(x, *told, *([] if self.mean_field_encoder else [offset])))
         mean, log_variance = hidden.chunk(2, dim=-1)
-        return mean.expand_as(offset), (log_variance.exp() + _LEAST_VARIANCE).expand_as(offset)
+        return mean.expand_as(offset), (log_variance.exp() + LEAST_VARIANCE).expand_as(offset)
 
     def inference(self, tensors: Tensors) -> dict[str, Any]:
         """Basal state of cells under the labels of the batch; control cells have no offset.
@@ -541,7 +298,7 @@ class SAMSVAEModule(PerturbationModule):
         """Expression of basal states; the offset, if it is not given, is that of the batch's labels."""
         state = z + (self.offset(tensors) if offset is None else offset)
         told = [] if self.covariates is None else [self.covariates(tensors)]
-        decoded = self.decoder(_joined(state, *told))
+        decoded = self.decoder(joined(state, *told))
         if not self.reads_counts:
             return {"px": decoded}
         mean = decoded.softmax(dim=-1) * library_of(tensors)[:, None]
@@ -554,7 +311,7 @@ class SAMSVAEModule(PerturbationModule):
             return nb_log_prob(counts_of(tensors), generative_outputs["mean"] + _LEAST_MEAN, self.log_spread).sum(-1)
         if self.likelihood == "mse":
             return -(x - px).square().sum(dim=-1)
-        return normal_log_prob(x, px, self.log_spread.exp() + _LEAST_VARIANCE).sum(dim=-1)
+        return normal_log_prob(x, px, self.log_spread.exp() + LEAST_VARIANCE).sum(dim=-1)
 
     def loss(
         self, tensors: Tensors, inference_outputs: Mapping[str, Any], generative_outputs: Mapping[str, torch.Tensor]
@@ -632,6 +389,29 @@ def _benchmarked(
 
 
 _CONTROL: Mode = "posterior_control"
+
+
+def _check_prior(name: str, value: Any) -> None:
+    """Refuse a probability that would leave nothing to learn of the masks."""
+    check_number(name, value)
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value} must be above 0 and below 1; sparsity=False moves every dimension.")
+
+
+_WIDTHS = "n_latent", "n_hidden", "n_layers_encoder", "n_layers_embedding", "n_layers_decoder", "n_particles"
+_SWITCHES = "sparsity", "stochastic_embedding", "correlated_embedding", "mean_field_encoder", "inject_covariates"
+_CHECKS = {
+    **dict.fromkeys(_WIDTHS, check_width),
+    "dropout_rate": check_rate,
+    "network": one_of(Network),
+    "likelihood": one_of(Observation),
+    **dict.fromkeys(_SWITCHES, check_switch),
+    "mask_prior": _check_prior,
+    "mask_logit": check_number,
+    **dict.fromkeys(("temperature", "embedding_scale", "offset_lr_factor"), check_positive),
+    "kl": one_of(Divergence),
+    "mode": one_of(Mode),
+}
 
 
 class SAMSVAE(PerturbationModel):
@@ -841,34 +621,11 @@ class SAMSVAE(PerturbationModel):
         offset_lr_factor: float | None = None,
     ) -> None:
         super().__init__(adata, registry, preset)
-        given = {
-            "n_latent": n_latent,
-            "n_hidden": n_hidden,
-            "n_layers_encoder": n_layers_encoder,
-            "n_layers_embedding": n_layers_embedding,
-            "n_layers_decoder": n_layers_decoder,
-            "dropout_rate": dropout_rate,
-            "network": network,
-            "likelihood": likelihood,
-            "sparsity": sparsity,
-            "stochastic_embedding": stochastic_embedding,
-            "correlated_embedding": correlated_embedding,
-            "mean_field_encoder": mean_field_encoder,
-            "mask_prior": mask_prior,
-            "mask_logit": mask_logit,
-            "temperature": temperature,
-            "embedding_scale": embedding_scale,
-            "kl": kl,
-            "n_particles": n_particles,
-            "mode": mode,
-            "offset_lr_factor": offset_lr_factor,
-        }
-        self._module_args = {name: self._value(name, value) for name, value in given.items()}
-        _check(self._module_args)
-        injects = self._value("inject_covariates", inject_covariates)
+        args = checked(self, _CHECKS, locals())
+        injects = args.pop("inject_covariates")
         if not injects:
-            self.tags = replace(self.tags, uses_context=False, uses_covariates=False, unseen_context=True)  # type: ignore[misc]
-        self._module_args["covariate_sizes"] = self._covariate_sizes if injects else ()
+            self.tags = blind_to_covariates(self.tags)  # type: ignore[misc]
+        self._module_args = {**args, "covariate_sizes": self._covariate_sizes if injects else ()}
         self._start_module()
         self.init_params_ = self._get_init_params(locals())
 
@@ -931,28 +688,3 @@ class SAMSVAE(PerturbationModel):
     def _table(self, values: torch.Tensor) -> pd.DataFrame:
         names = [self._codec.vocabulary[code] for code in self._trained_codes().tolist()]
         return pd.DataFrame(values.float().cpu().numpy(), index=pd.Index(names, name=self._setup.perturbation_key))
-
-
-def _check(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that make no model."""
-    widths = "n_latent", "n_hidden", "n_layers_encoder", "n_layers_embedding", "n_layers_decoder", "n_particles"
-    for name in widths:
-        if not isinstance(arguments[name], Integral):
-            raise TypeError(f"{name}={arguments[name]!r} must be a whole number.")
-    check_widths(**{name: arguments[name] for name in widths})
-    for name, kind in {"network": Network, "likelihood": Observation, "kl": Divergence, "mode": Mode}.items():
-        if arguments[name] not in get_args(kind):
-            raise ValueError(
-                f"{name}={arguments[name]!r} is unknown{close_matches(str(arguments[name]), get_args(kind))}"
-            )
-    if not 0 <= arguments["dropout_rate"] < 1:
-        raise ValueError(f"dropout_rate={arguments['dropout_rate']} must be at least 0 and below 1.")
-    if not 0 < arguments["mask_prior"] < 1:
-        raise ValueError(
-            f"mask_prior={arguments['mask_prior']} must be above 0 and below 1; sparsity=False moves every dimension."
-        )
-    if not math.isfinite(arguments["mask_logit"]):
-        raise ValueError(f"mask_logit={arguments['mask_logit']} must be a finite number.")
-    for name in ("temperature", "embedding_scale", "offset_lr_factor"):
-        if not 0 < arguments[name] < math.inf:
-            raise ValueError(f"{name}={arguments[name]} must be positive and finite.")

@@ -24,6 +24,7 @@ from multipert.train import Stage
 from ._base import PerturbationModel, _row_numbers
 from ._module import PerturbationModule, Tensors
 from ._mtae import check_widths
+from ._setup import PEAKS_REMEDY
 from ._tags import ModelTags
 from ._translation import feature_names, modality_names
 
@@ -43,7 +44,7 @@ _GATE = 1.35
 _ZERO_BELOW = 1e-4
 # what to do about raw counts of a target modality
 _REMEDIES: dict[Output, str] = {
-    "sigmoid": "bring peaks to 0..1 first (multipert.pp.tfidf).",
+    "sigmoid": PEAKS_REMEDY,
     "identity": "bring proteins to centred log ratios first (multipert.pp.clr).",
 }
 

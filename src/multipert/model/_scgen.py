@@ -83,11 +83,15 @@ class LatentShiftModule(PerturbationModule):
         return {"px": self.decoder(z)}
 
     def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
-        """Half the squared error, summed over genes, and half the weighted divergence; means over cells."""
+        """Half the squared error, summed over genes, and half the weighted divergence; means over cells.
+
+        Without the weights the two are the negative evidence bound but for a constant, `"negative_elbo"`.
+        """
         error = 0.5 * torch.square(generative_outputs["px"] - tensors[_keys.X]).sum(dim=1)
         divergence = kl_to_standard_normal(inference_outputs["mean"], inference_outputs["variance"].log())
         loss = (error + 0.5 * self.kl_weight * divergence).mean()
-        return LossOutput(loss=loss, reconstruction_loss=error, kl_local=divergence)
+        bound = {"negative_elbo": (error + divergence).detach().mean()}
+        return LossOutput(loss=loss, reconstruction_loss=error, kl_local=divergence, extra_metrics=bound)
 
     def counterfactual(self, tensors: Tensors, z: torch.Tensor | None = None) -> torch.Tensor:
         """Decoded control cells, each moved by its shift, shape `(B, n_vars)`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from multipert.nn import group_means
 
 from ._base import PerturbationModel
 from ._module import PerturbationModule, Tensors
-from ._predict import Predictor
+from ._predict import ContextMeans, Predictor
 from ._results import cells_to_anndata
 from ._scgen import LatentShiftModule, decoded, vae_arguments
 from ._shift import Deltas
@@ -557,7 +557,8 @@ class ScVIDR(PerturbationModel):
         Parameters
         ----------
         adata
-            Cells of any label, with control cells of their contexts; None takes the model's own data.
+            Cells of any label; with control cells of contexts that had none in training, unless the model's `regression` is
+            off. None takes the model's own data.
         perturbation
             Name; may be left out where there is one.
 
@@ -568,30 +569,47 @@ class ScVIDR(PerturbationModel):
         Raises
         ------
         ValueError
-            If the perturbation is unknown, or a context has no control cells.
+            If the perturbation is unknown, or a context has no control cells where they are needed.
         """
         self._require_trained()
         name, position = self._named(perturbation)
-        source = self._source(adata)
+        source = self._source(adata, needs_control=False)
         self._check_rows(source, None)
-        predictor = self._predictor(source, "plain", None, 0, None)
-        rows = np.arange(source.n_obs)
-        self._require_controls(source, rows)
-        at = self.module.pairs(position)
-        names = np.array(self._context_names())[self.module.pair_context[at].cpu().numpy()]
-        measured = dict(zip(names.tolist(), self.module.delta[at].double(), strict=True))
         result = np.empty(source.n_obs)
         self.module.eval()
         with torch.inference_mode():
-            for some, tensors in predictor.batches(rows):
+            names, of_cell = np.unique(self._setup.contexts(source).astype(str), return_inverse=True)
+            deltas = self._deltas(position, names.tolist(), source)
+            predictor = self._predictor(source, "plain", None, 0, None, needs_means=False)
+            for some, tensors in predictor.batches(np.arange(source.n_obs)):
                 z = self.module.inference(tensors)["z"].double()
-                centroids, inverse = torch.unique(self.module.centroids_of(tensors), dim=0, return_inverse=True)
-                delta = self.module.context_shift(position, centroids)[inverse].clone()
-                for i, context in enumerate(predictor.contexts[some]):
-                    if str(context) in measured:
-                        delta[i] = measured[str(context)]
+                delta = deltas[torch.from_numpy(of_cell[some]).to(deltas.device)]
                 result[some] = ((z * delta).sum(1) / delta.square().sum(1)).cpu().numpy()
         return pd.Series(result, index=source.obs_names, name=f"pseudo_dose_{name}")
+
+    def _deltas(self, position: int, contexts: list[str], source: AnnData) -> torch.Tensor:
+        """Vector of a condition in some contexts, float64: measured in training, else predicted from their control cells."""
+        module, at = self.module, self.module.pairs(position)
+        measured = dict(zip(module.pair_context[at].tolist(), module.delta[at].double(), strict=True))
+        found = {name: measured[i] for i, name in enumerate(self._context_names()) if i in measured}
+        absent = [name for name in contexts if name not in found]
+        if absent:
+            shifts = module.context_shift(position, self._centroids(absent, source))
+            found.update(zip(absent, shifts, strict=True))
+        return torch.stack([found[name] for name in contexts])
+
+    def _centroids(self, contexts: list[str], source: AnnData) -> torch.Tensor:
+        """Control centroids of some contexts: of the training cells, else of the given ones."""
+        known = dict(zip(self._context_names(), self.module.centroid, strict=True))
+        new = [name for name in contexts if name not in known]
+        if new and self.module.regression:
+            self._require_controls(source, np.flatnonzero(np.isin(self._setup.contexts(source).astype(str), new)))
+            given = cast("ContextMeans", self._predictor(source, "plain", None, 0, None).latents)
+            of_given = dict(zip(given.names, given.mean.to(self.module.centroid), strict=True))
+            known.update({name: of_given[name] for name in new})
+        # without regression the vector is the same everywhere
+        known.update({name: self.module.centroid[0] for name in new if name not in known})
+        return torch.stack([known[name] for name in contexts])
 
     def _require_controls(self, source: AnnData, rows: np.ndarray) -> None:
         contexts, is_control = self._setup.contexts(source), self._setup.is_control(source)

@@ -35,7 +35,15 @@ if TYPE_CHECKING:
 OF_MUDATA = ("modalities", "target_layer", "chromosome_key")
 """Arguments of `setup_mudata` that `setup_anndata` has not."""
 
+PEAKS_REMEDY = "bring peaks to 0..1 first (multipert.pp.tfidf)."
+"""What to do about raw counts of accessibility."""
+
 _MODALITIES = ("expression", "labels", "target")
+# what a target without chromosomes holds is said after the setup
+_TARGET_REMEDY = (
+    "bring proteins to centred log ratios (multipert.pp.clr), expression to log-normalised values "
+    "(multipert.pp.normalise); peaks need chromosome_key and values in 0..1 (multipert.pp.tfidf)."
+)
 
 
 @dataclass(frozen=True)
@@ -239,9 +247,10 @@ class Setup:
         blank = [] if table is None else table.index[~table.to_numpy().any(axis=1)].tolist()
         if blank:
             warnings.warn(
-                f"{len(blank)} perturbation(s) have a row of zeros in uns[{self.perturbation_embedding_key!r}], as control "
-                f"has: {', '.join(map(str, blank[:5]))}; nothing tells them from control, or from each other. Complete their "
-                "rows, or leave them and their cells out.",
+                f"{len(blank)} perturbation(s) have a row of zeros in uns[{self.perturbation_embedding_key!r}]: "
+                f"{', '.join(map(str, blank[:5]))}; such rows tell nothing of a perturbation, so that a model takes them for "
+                "one and the same, and some models for control. Complete them, or leave these perturbations and their cells "
+                "out.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -281,13 +290,21 @@ class Setup:
         check_expression(self.expression(adata), adata, name=self.matrix, signed=self.signed)
 
     def check_target(self, data: AnnData | MuData) -> None:
-        """Refuse names or chromosomes of a target modality that are missing or come twice."""
+        """Refuse a target modality with names or chromosomes that are missing or come twice, or with raw counts."""
         if self.target_modality is None:
             return
         target = data.mod[self.target_modality]
         check_names(target)
         if self.chromosome_key is not None:
             check_column(target.var, self.chromosome_key, "chromosome_key")
+        is_peaks = self.chromosome_key is not None
+        check_expression(
+            expression(target, self.target_layer)[0],
+            target,
+            name=f"Modality {self.target_modality!r}",
+            signed=not is_peaks,
+            remedy=PEAKS_REMEDY if is_peaks else _TARGET_REMEDY,
+        )
 
     def _check_types(self) -> None:
         if not isinstance(self.control, str):

@@ -88,13 +88,13 @@ def fit_model(
     """
     train, val = split
     defaults = {**_DEFAULTS, **model._preset}
-    store = model._training_store(adata, seed)
+    pool = np.union1d(train, val)
+    store = model._with_size_factors(model._training_store(adata, seed), adata, pool)
     conditions, codes = training_conditions(model, adata, train)
     accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
     processes = n_processes(devices, trainer_kwargs.get("num_nodes", 1))
     batch_size = training_batch_size(model, batch_size, processes)
     in_order = CellLoader(store, train, max(batch_size, PREDICT_BATCH))
-    pool = np.union1d(train, val)
     trained_before = model.trained_conditions_, model.trained_contexts_, model.trained_covariates_
     fitted_before = {name: getattr(model.module, name) for name in model.module.fitted}
     if processes > 1:

@@ -218,6 +218,8 @@ class NormalHead(nn.Module):
         Width of the decoder's last hidden layer.
     n_vars
         Number of genes.
+    least_variance
+        What is added to every variance; at 0 a loss has to keep a floor of its own.
 
     Examples
     --------
@@ -228,13 +230,14 @@ class NormalHead(nn.Module):
 
     reads_counts: ClassVar[bool] = False
 
-    def __init__(self, n_in: int, n_vars: int) -> None:
+    def __init__(self, n_in: int, n_vars: int, least_variance: float = _LEAST_VARIANCE) -> None:
         super().__init__()
         self.mean, self.log_variance = nn.Linear(n_in, n_vars), nn.Linear(n_in, n_vars)
+        self.least_variance = least_variance
 
     def forward(self, hidden: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`"px"` and `"variance"`, each of shape `(B, n_vars)`."""
-        variance = self.log_variance(hidden).clamp(max=_LARGEST_LOG).exp() + _LEAST_VARIANCE
+        variance = self.log_variance(hidden).clamp(max=_LARGEST_LOG).exp() + self.least_variance
         return {"px": self.mean(hidden), "variance": variance}
 
     def log_prob(self, tensors: Mapping[str, torch.Tensor], decoded: Mapping[str, torch.Tensor]) -> torch.Tensor:

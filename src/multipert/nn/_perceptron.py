@@ -1,4 +1,4 @@
-"""The perceptron of PerturBench's models: layer norm, ReLU and dropout in every hidden layer."""
+"""Perceptrons: that of PerturBench's models, with layer norm in every hidden layer, and a residual one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
+
+from ._film import SLOPE
 
 PerceptronVariant = Literal["linear_first", "standard"]
 OutputActivation = Literal["softplus", "relu", "identity"]
@@ -85,6 +87,42 @@ class Perceptron(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Output of the last layer, shape `(B, n_out)`."""
         return self.output(self.hidden(self.first(x)))
+
+
+class ResidualPerceptron(nn.Module):
+    """Linear layers with leaky ReLU, the second and later ones added to what they read, then a linear layer.
+
+    Parameters
+    ----------
+    n_in
+        Width of the input.
+    n_hidden
+        Width of the hidden layers.
+    n_layers
+        Number of hidden layers.
+    n_out
+        Width of the output.
+    dropout_rate
+        Dropout after each hidden layer.
+
+    Examples
+    --------
+    >>> ResidualPerceptron(7, 5, 2, 3, 0.1)(torch.ones(4, 7)).shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(self, n_in: int, n_hidden: int, n_layers: int, n_out: int, dropout_rate: float) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(n_hidden if layer else n_in, n_hidden) for layer in range(n_layers))
+        self.dropout = nn.Dropout(dropout_rate)
+        self.output = nn.Linear(n_hidden, n_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Output of the last layer, shape `(..., n_out)`."""
+        for number, layer in enumerate(self.hidden):
+            added = self.dropout(nn.functional.leaky_relu(layer(x), SLOPE))
+            x = x + added if number else added
+        return self.output(x)
 
 
 def output_activation(name: OutputActivation) -> nn.Module:

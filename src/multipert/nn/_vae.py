@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ._blocks import batch_norm, blocks
 from ._film import SLOPE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_MOMENTUM, _EPS = 0.01, 1e-3
 _LEAST_VARIANCE = 1e-4
-
-
-def _blocks(widths: Sequence[int], dropout_rate: float) -> nn.Sequential:
-    """Linear, batch norm, leaky ReLU and dropout between successive widths; Linear starts as PyTorch has it."""
-    return nn.Sequential(
-        *(
-            nn.Sequential(
-                nn.Linear(n_in, n_out),
-                nn.BatchNorm1d(n_out, momentum=_MOMENTUM, eps=_EPS),
-                nn.LeakyReLU(SLOPE),
-                nn.Dropout(dropout_rate),
-            )
-            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
-        )
-    )
+_LEAKY = partial(nn.LeakyReLU, SLOPE)
 
 
 class VAEEncoder(nn.Module):
@@ -55,7 +42,7 @@ class VAEEncoder(nn.Module):
     def __init__(self, n_vars: int, hidden: Sequence[int], n_latent: int, dropout_rate: float) -> None:
         super().__init__()
         widths = [n_vars, *hidden]
-        self.hidden = _blocks(widths, dropout_rate)
+        self.hidden = blocks(widths, dropout_rate, activation=_LEAKY)
         self.mean, self.log_variance = nn.Linear(widths[-1], n_latent), nn.Linear(widths[-1], n_latent)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,9 +78,9 @@ class VAEDecoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [n_latent] if linear else [n_latent, *hidden]
-        self.hidden = _blocks(widths, dropout_rate)
+        self.hidden = blocks(widths, dropout_rate, activation=_LEAKY)
         self.output = nn.Linear(widths[-1], n_vars)
-        self.norm = nn.BatchNorm1d(n_vars, momentum=_MOMENTUM, eps=_EPS) if linear else nn.Identity()
+        self.norm = batch_norm(n_vars) if linear else nn.Identity()
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Expression, shape `(B, n_vars)`."""

@@ -1,7 +1,8 @@
-"""A latent representation with a distribution for each cell."""
+"""A latent representation with a distribution for each cell, and divergences of distributions."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +62,63 @@ def kl_to_standard_normal(mean: torch.Tensor, log_variance: torch.Tensor) -> tor
     tensor([0.])
     """
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1)
+
+
+def bernoulli_divergence(mask: torch.Tensor, logits: torch.Tensor, prior_logit: float) -> torch.Tensor:
+    """Log-ratio of two Bernoulli distributions at a mask; at the first one's probabilities, its mean: the divergence.
+
+    Parameters
+    ----------
+    mask
+        Zeros and ones, or probabilities.
+    logits
+        Of the first distribution, a shape that broadcasts to that of the mask.
+    prior_logit
+        Of the second.
+
+    Returns
+    -------
+    Shape of the mask, in nats.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([0.5])
+    >>> bernoulli_divergence(torch.sigmoid(logits), logits, 0.5).abs() < 1e-6
+    tensor([True])
+    """
+    softplus = nn.functional.softplus
+    return mask * (logits - prior_logit) - softplus(logits) + math.log1p(math.exp(prior_logit))
+
+
+def normal_divergence(
+    mean: torch.Tensor, variance: torch.Tensor, scale: float, value: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Divergence of normal distributions from a centred one, or the log-ratio of both densities at some values.
+
+    Parameters
+    ----------
+    mean
+        Means.
+    variance
+        Variances, same shape.
+    scale
+        Standard deviation of the centred distribution.
+    value
+        Where the log-ratio is taken; None gives its mean, the divergence.
+
+    Returns
+    -------
+    Shape of the means (of the values), in nats.
+
+    Examples
+    --------
+    >>> normal_divergence(torch.tensor([1.0]), torch.ones(1), 1.0)
+    tensor([0.5000])
+    """
+    ratio = variance / scale**2
+    if value is None:
+        return 0.5 * (ratio + (mean / scale).square() - 1 - ratio.log())
+    return 0.5 * ((value / scale).square() - (value - mean).square() / variance - ratio.log())
 
 
 def noise_of_cells(keys: torch.Tensor, n_dimensions: int) -> torch.Tensor:

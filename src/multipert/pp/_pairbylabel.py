@@ -23,7 +23,7 @@ def pair_by_label(
     other: AnnData,
     key: str,
     *,
-    names: tuple[str, str] = ("rna", "atac"),
+    names: tuple[str, str] = ("rna", "other"),
     n_pairs: int | None = None,
     split_key: str | None = None,
     seed: int = 0,
@@ -43,7 +43,7 @@ def pair_by_label(
     key
         obs column of labels of both, such as the cell type.
     names
-        Names of the modalities.
+        Names of the modalities in the MuData; those of the arguments unless others are given, whatever was measured.
     n_pairs
         Pairs to draw, for each part of the split; None draws as many as the larger side has cells. A label has at least one.
     split_key
@@ -68,7 +68,8 @@ def pair_by_label(
     --------
     >>> import multipert as mp
     >>> mdata = mp.datasets.simulate_multimodal(n_cells=60, target="atac")
-    >>> pairs = pair_by_label(mdata["rna"][:30].copy(), mdata["atac"][30:].copy(), "context")
+    >>> rna, atac = mdata["rna"][:30].copy(), mdata["atac"][30:].copy()
+    >>> pairs = pair_by_label(rna, atac, "context", names=("rna", "atac"))
     >>> bool((pairs["rna"].obs["context"] == pairs["atac"].obs["context"]).all())
     True
     """

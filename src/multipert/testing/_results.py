@@ -20,19 +20,17 @@ if TYPE_CHECKING:
 
 
 def check_annotate(case: Case) -> None:
-    """`annotate` writes the documented keys, and they survive a file."""
+    """`annotate` writes the documented keys, with the latent representations that the model returns; all survive a file."""
     adata, name = case.screen.adata(), case.cls.__name__
     before = adata.copy()
     case.trained.annotate(adata)
-    wanted = {
-        "obs": [],
-        "layers": [f"{name}_predicted"],
-        "obsm": _latent_keys(case, before),
-        "uns": [name],
-    }
+    latents = _returned_latents(case, before)
+    wanted = {"obs": [], "layers": [f"{name}_predicted"], "obsm": sorted(latents), "uns": [name]}
     for attribute, keys in wanted.items():
-        new = [key for key in getattr(adata, attribute) if key not in getattr(before, attribute)]
+        new = sorted(key for key in getattr(adata, attribute) if key not in getattr(before, attribute))
         require(new == keys, f"annotate wrote {new} into {attribute}; wanted: {keys}")
+    for key, (rows, z) in latents.items():
+        require_equal(adata.obsm[key][rows], z, f"obsm[{key!r}] and what the model returns", tolerance=1e-5)
     finite = np.isfinite(adata.layers[f"{name}_predicted"])
     predictable = case.screen.is_predictable
     require(bool(finite[predictable].all()), "predicted rows have values that are not finite")
@@ -47,11 +45,19 @@ def check_annotate(case: Case) -> None:
     require(read.uns[name]["model"] == name, f"uns[{name!r}]['model'] on file is {read.uns[name]['model']!r}")
 
 
-def _latent_keys(case: Case, adata: AnnData) -> list[str]:
-    name = case.cls.__name__
+def _returned_latents(case: Case, adata: AnnData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rows and values of every latent representation that the public methods return, by the key that it should get."""
+    name, model = case.cls.__name__, case.trained
     if not case.cls.tags.latent:
-        return []
-    return [f"X_{name}", *(f"X_{name}_{kind}" for kind in case.trained._further_latents(adata))]
+        return {}
+    plain = model.get_latent_representation(adata)
+    found = {f"X_{name}": (np.arange(adata.n_obs), plain)}
+    if hasattr(model, "get_latents"):
+        rows = np.flatnonzero(case.screen.is_predictable)
+        for kind, z in model.get_latents(adata, indices=rows).items():
+            if z.shape != plain[rows].shape or not np.allclose(z, plain[rows], atol=1e-5):
+                found[f"X_{name}_{kind}"] = rows, z
+    return found
 
 
 def check_annotate_leakage(case: Case) -> None:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # updates between copies of the weights, so that short epochs are not spent on copying
 _KEEP_EVERY = 50
-_LOSSES = ("train_loss", "critic_loss")
 
 
 class PerturbationTrainingPlan(pl.LightningModule):
@@ -34,7 +33,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
     optimiser and the turn of its adversary, whether the best weights are kept) it states itself, see
     :class:`multipert.model.PerturbationModule`. A loss that is not finite stops the run with the batch named, and the last finite weights are kept: those
     before the batch on a CPU, else a copy, which is made at the start of an epoch once 50 updates have passed. Losses,
-    seconds and memory are noted once per epoch in `history`.
+    the `extra_metrics` that a module's loss holds (`train_` and `validation_` before their names), seconds and memory are
+    noted once per epoch in `history`.
 
     Parameters
     ----------
@@ -88,8 +88,8 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self.critic_every = critic_every
         self.decay_every, self.decay_factor = decay_every, decay_factor
         self.history: dict[str, dict[int, float]] = {}
-        """By epoch: mean losses, cells per second, seconds, seconds of them that batches were waited for, and the peak
-        of memory in bytes."""
+        """By epoch: mean losses and further metrics, cells per second, seconds, seconds of them that batches were waited
+        for, and the peak of memory in bytes."""
         self.n_updates = 0
         self.direct = False
         self._sums: dict[str, float | torch.Tensor] = {}
@@ -151,7 +151,7 @@ class PerturbationTrainingPlan(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Note what the epoch gave."""
         n_cells, self._n_seen = self._n_seen * self.trainer.world_size, 0
-        self._note_means(*_LOSSES)
+        self._note_means(validation=False)
         seconds = max(time.perf_counter() - self._started, 1e-9)
         self._note("cells_per_second", n_cells / seconds)
         self._note("epoch_seconds", seconds)
@@ -188,8 +188,9 @@ class PerturbationTrainingPlan(pl.LightningModule):
             loss = torch.zeros((), device=self.device)
             for turn in self._turns(len(optimizers) > 1):
                 if turn == "module":
-                    loss = self._update(optimizers[0], parameters, self(batch).loss, self.lr * rate, number)
-                    self._add("train_loss", loss, batch)
+                    output = self(batch)
+                    loss = self._update(optimizers[0], parameters, output.loss, self.lr * rate, number)
+                    self._add_all("train", loss, output, batch)
                 else:
                     critic_loss = self.module.critic_loss(batch)
                     critic_loss = self._update(optimizers[1], parameters, critic_loss, self.critic_lr * rate, number)
@@ -255,11 +256,12 @@ class PerturbationTrainingPlan(pl.LightningModule):
     def validation_step(self, batch: Burst | Tensors, batch_idx: int) -> None:
         """Loss of held-out cells."""
         for one in self._burst(batch, batch_idx):
-            self._add("validation_loss", self(one).loss.detach(), one)
+            output = self(one)
+            self._add_all("validation", output.loss.detach(), output, one)
 
     def on_validation_epoch_end(self) -> None:
         """Note the mean, so that early stopping sees it; copy the weights where the module keeps the best."""
-        self._note_means("validation_loss")
+        self._note_means(validation=True)
         if not self.module.keeps_best or self.trainer.sanity_checking:
             return
         reached = self.history["validation_loss"][self.current_epoch]
@@ -269,6 +271,12 @@ class PerturbationTrainingPlan(pl.LightningModule):
     def _burst(self, batch: Burst | Tensors, batch_idx: int) -> Burst:
         return batch if isinstance(batch, Burst) else Burst(iter([batch]), batch_idx, self.device)
 
+    def _add_all(self, part: str, loss: torch.Tensor, output: LossOutput, batch: Tensors) -> None:
+        """Add the loss of a batch, and what else its module tells of it."""
+        self._add(f"{part}_loss", loss, batch)
+        for name, value in (output.extra_metrics or {}).items():
+            self._add(f"{part}_{name}", value.detach(), batch)
+
     def _add(self, name: str, value: torch.Tensor, batch: Tensors) -> None:
         """Add the loss of a batch to the sums of the epoch, cells weighted equally."""
         n = len(batch[_keys.X])
@@ -276,16 +284,14 @@ class PerturbationTrainingPlan(pl.LightningModule):
         self._sums[name] = self._sums.get(name, 0.0) + n * (value.item() if value.device.type == "cpu" else value)
         self._n_cells[name] = self._n_cells.get(name, 0) + n
 
-    def _note_means(self, *names: str) -> None:
+    def _note_means(self, *, validation: bool) -> None:
         """Note the mean losses of the epoch, over all processes, and start anew."""
-        for name in names:
-            if name not in self._sums:
-                continue
+        for name in [name for name in self._sums if name.startswith("validation_") == validation]:
             total, n = float(self._sums.pop(name)), float(self._n_cells.pop(name))
             if self.trainer.world_size > 1:
                 both = torch.tensor([total, n], dtype=torch.float32, device=self.device)
                 total, n = self.trainer.strategy.reduce(both, reduce_op="sum").tolist()
-            self._note(name, total / n, shown=True)
+            self._note(name, total / n, shown=name.endswith("_loss"))
 
     def _note(self, name: str, value: float, *, shown: bool = False) -> None:
         if not self.trainer.sanity_checking:
