@@ -85,6 +85,7 @@ def compare(cls: type, likelihood: str) -> float:
         n_categorical=4,
         unknown="free",
         likelihood=likelihood,
+        standardise=False,
         batch_norm=True,
         dropout_rate=0.1,
         noise=0.1,

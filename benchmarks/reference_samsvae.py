@@ -164,8 +164,12 @@ def compare(classes: Reference, likelihood: str, *, correlated: bool, mean_field
     for parameter in [*guide.param_dict.values(), *(p for p in model.decoder.parameters() if p.shape == (N_VARS,))]:
         torch.nn.init.normal_(parameter, std=0.7)
     ours = ours_like(model, guide, likelihood, correlated=correlated, mean_field=mean_field)
-    ours.center.copy_(mean)
-    ours.spread.copy_(spread)
+    ours.scale.center.copy_(mean)
+    ours.scale.spread.copy_(spread)
+    if not counts:
+        # ours decodes in units of each gene's spread
+        ours.decoder.output.weight.data /= spread[:, None]
+        ours.decoder.output.bias.data = (ours.decoder.output.bias.data - mean) / spread
     ours.n_cells.copy_(n_cells)
     condition = {"library_size": x.sum(1, keepdim=True).T}
     drawn: dict[str, Any] = {}

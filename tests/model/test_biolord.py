@@ -49,6 +49,7 @@ def module(unknown="amortised", *, likelihood="normal", perturbation=None, **cha
         "n_categorical": 3,
         "unknown": unknown,
         "likelihood": likelihood,
+        "standardise": False,
         "batch_norm": True,
         "dropout_rate": 0.1,
         "noise": 0.1,

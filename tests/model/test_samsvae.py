@@ -34,8 +34,8 @@ def module(n_perturbations=N_PERTURBATIONS, covariate_sizes=(), *, seed=0, **cha
         torch.nn.init.normal_(parameter)
     if made.log_spread is not None:
         torch.nn.init.normal_(made.log_spread, std=0.3)
-    made.center.uniform_(0, 2)
-    made.spread.uniform_(0.5, 2)
+    made.scale.center.uniform_(0, 2)
+    made.scale.spread.uniform_(0.5, 2)
     made.n_cells.copy_(torch.randint(3, 30, (n_perturbations,)))
     return made
 
@@ -88,6 +88,12 @@ def residual(network, x):
     return x @ network.output.weight.T + network.output.bias
 
 
+def decode(made, z):
+    """The decoder, re-stated; its output is in units of each gene's spread where genes have variances."""
+    decoded = residual(made.decoder, z)
+    return made.scale.center + made.scale.spread * decoded if made.likelihood == "normal" else decoded
+
+
 # ------------------------------------------------------------------ offsets
 
 
@@ -111,7 +117,7 @@ def test_control_stays_at_its_basal_state():
         inferred = made.inference(tensors)
         assert torch.equal(inferred["offset"], torch.zeros(4, 3))
         told = made.generative(inferred["z"], tensors, inferred["offset"])["px"]
-        torch.testing.assert_close(told, residual(made.decoder, inferred["z"]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(told, decode(made, inferred["z"]), rtol=0, atol=1e-6)
 
 
 def test_a_dose_scales_the_offset():
@@ -164,11 +170,11 @@ def restated(made, tensors, inferred, likelihood, *, correlated, analytic):
     else:
         embedding = Normal(made.offsets.mean, made.offsets.log_scale.exp() + 1e-4)
     offset = dosage @ (drawn.mask * drawn.embedding)
-    standardised = (tensors["X"] - made.center) / made.spread
+    standardised = (tensors["X"] - made.scale.center) / made.scale.spread
     hidden = residual(made.encoder, torch.cat([standardised.expand(2, -1, -1), offset], -1))
     basal = Normal(hidden[..., :3], (hidden[..., 3:].exp() + 1e-4).sqrt())
     z = inferred["z"]
-    decoded = residual(made.decoder, z + offset)
+    decoded = decode(made, z + offset)
     if likelihood == "nb":
         counts = tensors["counts"]
         mean = decoded.softmax(-1) * counts.sum(1, keepdim=True) + 1e-4
@@ -280,9 +286,9 @@ def test_the_simplified_form_is_a_plain_autoencoder_with_added_vectors():
     made = module(sparsity=False, stochastic_embedding=False, mean_field_encoder=True)
     tensors = batch()
     inferred, _, found = passed(made, tensors)
-    hidden = residual(made.encoder, (tensors["X"] - made.center) / made.spread)
+    hidden = residual(made.encoder, (tensors["X"] - made.scale.center) / made.scale.spread)
     basal = Normal(hidden[:, :3], (hidden[:, 3:].exp() + 1e-4).sqrt())
-    decoded = residual(made.decoder, inferred["z"] + dense(tensors) @ made.offsets.mean)
+    decoded = decode(made, inferred["z"] + dense(tensors) @ made.offsets.mean)
     variance = made.log_spread.exp() + 1e-4
     expected = -Normal(decoded, variance.sqrt()).log_prob(tensors["X"]).sum(1) + kl_divergence(
         basal, Normal(0.0, 1.0)
@@ -548,19 +554,20 @@ def test_doses_are_counted_in_units_of_the_largest_trained_one(toys, screen):
     for dose in (5.0, 1.0, 20.0):
         tensors = control_tensors(model, screen, (("A", dose),))
         np.testing.assert_allclose(model.module.offset(tensors)[0].detach(), dose / 5 * table.loc["A"], rtol=1e-5)
-    unit, spread = model.module.dose_unit.clone(), model.module.spread.clone()
+    unit, spread = model.module.dose_unit.clone(), model.module.scale.spread.clone()
     model.train(1, train_size=0.3, **toys.quiet)
     assert torch.equal(model.module.dose_unit, unit)
-    assert torch.equal(model.module.spread, spread)
+    assert torch.equal(model.module.scale.spread, spread)
 
 
 def test_training_starts_at_the_means_and_variances_of_the_genes(toys, screen):
     model = toys.trained(SAMSVAE, screen.copy(), setup=CONTEXT, init=SMALL, max_epochs=0, train_size=1.0)
     x = screen.X.toarray().astype(np.float64)
-    np.testing.assert_allclose(model.module.center, x.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(model.module.spread, x.std(0) + 0.01, rtol=1e-5)
-    np.testing.assert_allclose(model.module.decoder.output.bias.detach(), x.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(model.module.log_spread.detach().exp(), x.var(0) + 1e-4, rtol=1e-4)
+    np.testing.assert_allclose(model.module.scale.center, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.module.scale.spread, x.std(0) + 0.01, rtol=1e-5)
+    np.testing.assert_allclose(model.module.log_spread.detach().exp(), (x.std(0) + 0.01) ** 2, rtol=1e-4)
+    squared = toys.trained(SAMSVAE, screen.copy(), init=SMALL | {"likelihood": "mse"}, max_epochs=0, train_size=1.0)
+    np.testing.assert_allclose(squared.module.decoder.output.bias.detach(), x.mean(0), rtol=1e-5)
     counted = toys.trained(SAMSVAE, screen.copy(), init=SMALL | {"likelihood": "nb"}, max_epochs=0, train_size=1.0)
     normalised = np.expm1(x)
     share = normalised.sum(0) / normalised.sum()

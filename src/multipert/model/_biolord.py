@@ -62,6 +62,7 @@ _OF_ORIGINAL = (
     "attribute_hidden",
     "batch_norm",
     "likelihood",
+    "standardise",
     "reconstruction_penalty",
     "attribute_lr_factor",
     "n_code_steps",
@@ -76,7 +77,7 @@ _CHECKS = {
     "n_hidden": check_hidden,
     "attribute_hidden": check_widths,
     "dropout_rate": check_rate,
-    "batch_norm": check_switch,
+    **dict.fromkeys(("batch_norm", "standardise"), check_switch),
     **dict.fromkeys(_WEIGHTS, check_weight),
 }
 
@@ -102,6 +103,8 @@ class BiolordModule(PerturbationModule):
         Where codes come from; see :class:`Biolord`.
     likelihood
         "normal" or "nb".
+    standardise
+        Whether a normal likelihood has its means and variances in units of each gene's spread.
     batch_norm
         Whether decoder and encoder normalise over the cells of a batch.
     dropout_rate
@@ -131,6 +134,7 @@ class BiolordModule(PerturbationModule):
         n_categorical: int,
         unknown: Unknown,
         likelihood: Likelihood,
+        standardise: bool,
         batch_norm: bool,
         dropout_rate: float,
         noise: float,
@@ -149,6 +153,7 @@ class BiolordModule(PerturbationModule):
         self.indexed_training, self.reads_counts = unknown == "free", likelihood == "nb"
         self.noise, self.code_penalty, self.reconstruction_penalty = noise, code_penalty, reconstruction_penalty
         self.attribute_lr_factor, self.n_code_steps = attribute_lr_factor, n_code_steps
+        self.standardise = standardise
         self.perturbation = perturbation
         self.covariates = nn.ModuleList(nn.Embedding(size, n_categorical) for size in covariates)
         width = self.n_latent + n_categorical * len(self.covariates) + perturbation.width
@@ -175,8 +180,10 @@ class BiolordModule(PerturbationModule):
         self.codes = nn.Parameter(self.get_buffer("codes"))
 
     def prepare(self, loader: CellLoader) -> None:
-        """Scale the doses; draw a free code for each training cell, unless these cells have theirs already."""
+        """Scale doses and genes; draw a free code for each training cell, unless these cells have theirs already."""
         self.perturbation.start(self.known_doses)
+        if self.standardise and isinstance(self.head, NormalHead):
+            self.head.scale.measure(loader)
         if self.unknown != "free":
             return
         rows = torch.from_numpy(np.sort(loader.rows)).to(self.device)
@@ -422,6 +429,9 @@ class Biolord(PerturbationModel):
         Whether decoder and encoder have batch norm; the network that reads the embedding always has.
     likelihood
         "normal" of expression, or "nb" of the counts in `layers["counts"]`.
+    standardise
+        Whether a normal likelihood has its means and variances in units of each gene's spread, so that rare genes do not have
+        the largest errors at the start.
     noise
         Standard deviation of the noise that codes have in training.
     code_penalty
@@ -474,6 +484,7 @@ class Biolord(PerturbationModel):
             "dropout_rate": 0.1,
             "batch_norm": True,
             "likelihood": "normal",
+            "standardise": True,
             "noise": 0.1,
             "code_penalty": 10.0,
             "reconstruction_penalty": 100.0,
@@ -485,6 +496,7 @@ class Biolord(PerturbationModel):
         },
         "published": {
             "unknown": "free",
+            "standardise": False,
             "n_latent": 128,
             "n_latent_categorical": 4,
             "n_hidden": 512,
@@ -498,6 +510,7 @@ class Biolord(PerturbationModel):
         },
         "norman": {
             "unknown": "none",
+            "standardise": False,
             "n_latent_ordered": 32,
             "n_hidden": 32,
             "attribute_hidden": (64,),
@@ -568,6 +581,7 @@ class Biolord(PerturbationModel):
         dropout_rate: float | None = None,
         batch_norm: bool | None = None,
         likelihood: Likelihood | None = None,
+        standardise: bool | None = None,
         noise: float | None = None,
         code_penalty: float | None = None,
         reconstruction_penalty: float | None = None,
@@ -625,7 +639,15 @@ class Biolord(PerturbationModel):
         )
         if table is not None:
             perturbation.give(scaled(table))
-        own = ("unknown", "likelihood", "batch_norm", "reconstruction_penalty", "attribute_lr_factor", "n_code_steps")
+        own = (
+            "unknown",
+            "likelihood",
+            "standardise",
+            "batch_norm",
+            "reconstruction_penalty",
+            "attribute_lr_factor",
+            "n_code_steps",
+        )
         return BiolordModule(
             n_vars,
             self._covariate_sizes,

@@ -17,12 +17,13 @@ from multipert.nn import Perceptron, covariate_codes, kl_to_standard_normal, noi
 from multipert.nn._adversary import LabelAdversary, gradient_penalty
 from multipert.nn._blocks import BlockNorm, blocks
 from multipert.nn._dose import DoseCurveKind, PerturbationEncoder
-from multipert.nn._likelihood import HEADS, Likelihood, counts_of
+from multipert.nn._likelihood import HEADS, Likelihood, NormalHead, counts_of
 from multipert.train import Stage
 
 from ._arguments import (
     check_count,
     check_hidden,
+    check_positive,
     check_rate,
     check_switch,
     check_weight,
@@ -55,6 +56,7 @@ _CHECKS = {
     **dict.fromkeys(("n_latent", "n_layers", "adversary_steps"), check_width),
     **dict.fromkeys(("perturbation_layers", "adversary_warmup"), check_count),
     "adversary_hidden": check_widths,
+    **dict.fromkeys(("embedding_start", "embedding_lr_factor"), check_positive),
     **dict.fromkeys(_RATES, check_rate),
     **dict.fromkeys(("norm", "decoder_norm"), one_of(BlockNorm)),
     "likelihood": one_of(Likelihood),
@@ -100,6 +102,10 @@ class CPAModule(PerturbationModule):
         Kind of the curves of dose, or None where there are no doses.
     perturbation_hidden
         Widths of the hidden layers of the perturbation network, all equal; none takes embeddings, which add.
+    embedding_start
+        Standard deviation of learnt embeddings of perturbations at the start.
+    embedding_lr_factor
+        Their learning rate, in units of that of the networks.
     adversary
         Whether there is an adversary.
     adversary_hidden
@@ -142,6 +148,8 @@ class CPAModule(PerturbationModule):
         kl_weight: float = 1.0,
         dose_curve: DoseCurveKind | None = None,
         perturbation_hidden: Sequence[int] = (),
+        embedding_start: float = 1.0,
+        embedding_lr_factor: float = 1.0,
         adversary: bool = True,
         adversary_hidden: Sequence[int] = (64, 64),
         adversary_dropout_rate: float = 0.1,
@@ -168,6 +176,9 @@ class CPAModule(PerturbationModule):
             n_in, n_layers = n_embedding or n_perturbations, len(perturbation_hidden)
             network = Perceptron(n_in, perturbation_hidden[0], n_layers, n_latent, dropout_rate)
         self.perturbation = PerturbationEncoder(n_perturbations, n_latent, n_embedding, dose_curve, network)
+        self.embedding_lr_factor = embedding_lr_factor
+        for vectors in self.perturbation.learnt:
+            nn.init.normal_(vectors, std=embedding_start)
         self.columns = tuple(i for i, size in enumerate(covariate_sizes) if size > 1)
         self.technical = frozenset(technical)
         self.covariates = nn.ModuleList(nn.Embedding(covariate_sizes[i], n_latent) for i in self.columns)
@@ -187,7 +198,9 @@ class CPAModule(PerturbationModule):
             self.adversary = LabelAdversary(classifier(1 + n_perturbations), of_covariates)
 
     def prepare(self, loader: CellLoader) -> None:
-        """Note the trained labels, whatever their doses, and how much each weighs for the adversary."""
+        """Measure the genes; note the trained labels, whatever their doses, and how much each weighs for the adversary."""
+        if isinstance(self.head, NormalHead):
+            self.head.scale.measure(loader)
         if self.adversary is None:
             return
         codes = torch.cat([batch[_keys.PERTURBATION].long().cpu() for batch in loader])
@@ -255,6 +268,14 @@ class CPAModule(PerturbationModule):
             loss = loss - weight * self.adversary.entropy(logits, tensors, self.labels, self.label_weights)
         return LossOutput(loss=loss, reconstruction_loss=per_cell)
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Networks, and learnt embeddings of perturbations, which each see few cells and move faster."""
+        learnt = self.perturbation.learnt
+        own = {id(vectors) for vectors in learnt}
+        (networks,) = super().parameter_groups()
+        networks["params"] = [parameter for parameter in networks["params"] if id(parameter) not in own]
+        return [networks, {"params": learnt, "factor": self.embedding_lr_factor}] if learnt else [networks]
+
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         """Parameters of the adversary."""
         return () if self.adversary is None else self.adversary.parameters()
@@ -269,6 +290,14 @@ class CPAModule(PerturbationModule):
         logits = self.adversary(z, self.labels)
         loss = self.adversary.entropy(logits, tensors, self.labels, self.label_weights)
         return loss + self.penalty_weight * gradient_penalty(logits, z) if self.penalty_weight else loss
+
+
+_PUBLISHED: dict[str, Any] = {
+    "norm": "batch",
+    "decoder_norm": "batch",
+    "embedding_start": 1.0,
+    "embedding_lr_factor": 1.0,
+}
 
 
 def _perturbench(
@@ -299,6 +328,8 @@ def _perturbench(
         "decoder_dropout_rate": dropout_rate,
         "norm": "layer",
         "decoder_norm": "layer",
+        "embedding_start": 1.0,
+        "embedding_lr_factor": 1.0,
         "likelihood": "mse",
         "variational": True,
         "kl_weight": kl_weight,
@@ -378,6 +409,11 @@ class CPA(PerturbationModel):
     perturbation_layers
         Hidden layers, of the encoder's first width, of a network from the sum of the parts' vectors; 0 takes embeddings,
         which add up in the latent space.
+    embedding_start
+        Standard deviation of learnt embeddings at the start. Large ones tell perturbations apart from the beginning, which the
+        decoder learns by heart; from small ones the sum of two is a place that it knows.
+    embedding_lr_factor
+        Learning rate of learnt embeddings, in units of `lr`.
     adversary
         Whether there is an adversary.
     adversary_weight
@@ -431,15 +467,17 @@ class CPA(PerturbationModel):
             "decoder_hidden": None,
             "dropout_rate": 0.1,
             "decoder_dropout_rate": 0.0,
-            "norm": "batch",
-            "decoder_norm": "batch",
+            "norm": "none",
+            "decoder_norm": "none",
             "likelihood": "normal",
             "variational": False,
             "kl_weight": 1.0,
             "dose_curve": "logsigm",
             "perturbation_layers": 0,
+            "embedding_start": 0.1,
+            "embedding_lr_factor": 10.0,
             "adversary": True,
-            "adversary_weight": 10.0,
+            "adversary_weight": 30.0,
             "penalty_weight": 10.0,
             "adversary_steps": 1,
             "adversary_hidden": (64, 64),
@@ -451,6 +489,7 @@ class CPA(PerturbationModel):
             "n_updates": 2000,
         },
         "published": {
+            **_PUBLISHED,
             "n_hidden": 256,
             "n_latent": 128,
             "n_layers": 3,
@@ -468,6 +507,7 @@ class CPA(PerturbationModel):
             "plan_kwargs": {"critic_lr": 3e-4, "n_warmup_steps": 0},
         },
         "norman": {
+            **_PUBLISHED,
             "n_hidden": 256,
             "n_latent": 32,
             "n_layers": 4,
@@ -490,6 +530,7 @@ class CPA(PerturbationModel):
             "plan_kwargs": {"n_warmup_steps": 0},
         },
         "kang": {
+            **_PUBLISHED,
             "n_hidden": 128,
             "n_latent": 64,
             "n_layers": 2,
@@ -557,6 +598,8 @@ class CPA(PerturbationModel):
         kl_weight: float | None = None,
         dose_curve: DoseCurveKind | None = None,
         perturbation_layers: int | None = None,
+        embedding_start: float | None = None,
+        embedding_lr_factor: float | None = None,
         adversary: bool | None = None,
         adversary_weight: float | None = None,
         penalty_weight: float | None = None,

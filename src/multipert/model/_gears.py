@@ -410,7 +410,7 @@ class GEARS(PerturbationModel):
             "n_gene_neighbors": 20,
             "gene_threshold": 0.4,
             "n_gene_layers": 1,
-            "gamma": 2.0,
+            "gamma": 0.0,
             "direction_loss": "off",
             "direction_weight": 0.1,
             "norm": "batch",
@@ -423,11 +423,13 @@ class GEARS(PerturbationModel):
             "plan_kwargs": {"n_warmup_steps": 0, "decay_every": 250, "decay_factor": 0.5},
         },
         "published": {
+            "gamma": 2.0,
             "direction_loss": "sign",
             "max_epochs": 20,
             "plan_kwargs": {"n_warmup_steps": 0},
         },
         "norman19": {
+            "gamma": 2.0,
             "n_hidden": 384,
             "n_perturbation_neighbors": 25,
             "n_gene_neighbors": 15,

@@ -11,6 +11,7 @@ from torch import nn
 
 from multipert import _keys
 from multipert.nn import CovariateVector, Perceptron, multi_hot, noise_of_cells
+from multipert.nn._genescale import GeneScale
 from multipert.nn._likelihood import counts_of, library_of, log_normalised, nb_log_prob, normal_log_prob
 from multipert.nn._offsets import LEAST_VARIANCE, Draw, Offsets, joined
 from multipert.nn._perceptron import ResidualPerceptron
@@ -36,8 +37,6 @@ Mode = Literal["posterior_control", "prior", "reference_posterior"]
 
 _LEAST_MEAN = 1e-4
 _LEAST_SHARE = 1e-6
-# added to the standard deviation of a gene, which is 0 for one without counts
-_SPREAD_EPS = 1e-2
 _ROWS = 512
 # odd, so that products with codes differ in all bits (2^64 divided by the golden ratio, as a signed number)
 _MIX = -7046029254386353131
@@ -97,8 +96,6 @@ class SAMSVAEModule(PerturbationModule):
     """
 
     log_spread: torch.Tensor
-    center: torch.Tensor
-    spread: torch.Tensor
     n_cells: torch.Tensor
     dose_unit: torch.Tensor
 
@@ -156,37 +153,32 @@ class SAMSVAEModule(PerturbationModule):
         self.likelihood, self.mean_field_encoder, self.n_latent = likelihood, mean_field_encoder, n_latent
         self.kl, self.n_particles, self.mode, self.offset_lr_factor = kl, n_particles, mode, offset_lr_factor
         self.reads_counts, self.draws = likelihood == "nb", mode == "prior"
-        for name, value in {
-            "center": torch.zeros(n_vars),
-            "spread": torch.ones(n_vars),
-            "n_cells": torch.zeros(n_perturbations),
-            "dose_unit": torch.ones(n_perturbations),
-        }.items():
-            self.register_buffer(name, value)
+        self.scale = GeneScale(n_vars)
+        self.register_buffer("n_cells", torch.zeros(n_perturbations))
+        self.register_buffer("dose_unit", torch.ones(n_perturbations))
 
     def prepare(self, loader: CellLoader) -> None:
         """Count the training cells of each perturbation; at the first training also start from the genes' means."""
         n_cells, largest = torch.zeros_like(self.n_cells).cpu(), torch.zeros_like(self.dose_unit).cpu()
-        n, sums = 0, torch.zeros(3, len(self.center), dtype=torch.float64)
+        counts = torch.zeros_like(self.scale.center, dtype=torch.float64).cpu()
         for batch in loader:
             codes, x = batch[_keys.PERTURBATION].long().cpu(), batch[_keys.X].double().cpu()
             present, doses = codes >= 0, batch[_keys.DOSE].cpu()
             n_cells += torch.bincount(codes[present], minlength=len(n_cells))
             largest.scatter_reduce_(0, codes[present], doses[present].to(largest), "amax")
-            n, sums = n + len(x), sums + torch.stack([x.sum(0), x.square().sum(0), x.expm1().sum(0)])
+            counts += x.expm1().sum(0)
         is_first, is_new = not self.n_cells.any(), (self.n_cells == 0).cpu()
         # offsets that were learnt in one unit keep it
         self.dose_unit.copy_(torch.where(is_new & (largest > 0), largest, self.dose_unit.cpu()))
         self.n_cells.copy_(n_cells)
         if not is_first:
             return
-        mean, share = sums[0] / n, sums[2] / sums[2].sum()
-        variance = (sums[1] / n - mean.square()).clamp(min=0)
-        self.center.copy_(mean)
-        self.spread.copy_(variance.sqrt() + _SPREAD_EPS)
-        self.decoder.output.bias.copy_(share.clamp(min=_LEAST_SHARE).log() if self.reads_counts else mean)
+        self.scale.measure(loader)
         if self.likelihood == "normal":
-            self.log_spread.copy_((variance + LEAST_VARIANCE).log())
+            self.log_spread.copy_(2 * self.scale.spread.log())
+        else:
+            start = (counts / counts.sum()).clamp(min=_LEAST_SHARE).log() if self.reads_counts else self.scale.center
+            self.decoder.output.bias.copy_(start)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Networks, and masks and free embeddings, which each see few cells and move faster."""
@@ -266,7 +258,7 @@ class SAMSVAEModule(PerturbationModule):
         Both of the shape of the offset.
         """
         told = [] if self.covariates is None else [self.covariates(tensors)]
-        x = (tensors[_keys.X] - self.center) / self.spread
+        x = self.scale.standardised(tensors[_keys.X])
         hidden = self.encoder(joined(x, *told, *([] if self.mean_field_encoder else [offset])))
         mean, log_variance = hidden.chunk(2, dim=-1)
         return mean.expand_as(offset), (log_variance.exp() + LEAST_VARIANCE).expand_as(offset)
@@ -299,7 +291,9 @@ class SAMSVAEModule(PerturbationModule):
         state = z + (self.offset(tensors) if offset is None else offset)
         told = [] if self.covariates is None else [self.covariates(tensors)]
         decoded = self.decoder(joined(state, *told))
-        if not self.reads_counts:
+        if self.likelihood == "normal":
+            return {"px": self.scale(decoded)}
+        if self.likelihood == "mse":
             return {"px": decoded}
         mean = decoded.softmax(dim=-1) * library_of(tensors)[:, None]
         return {"px": log_normalised(mean, tensors), "mean": mean}
@@ -337,7 +331,7 @@ class SAMSVAEModule(PerturbationModule):
         if self.mode == "reference_posterior":
             return self.reconstruction(tensors)
         if self.mode == "prior" and _keys.CELL_KEY in tensors:
-            z = noise_of_cells(tensors[_keys.CELL_KEY], self.n_latent).to(self.center)
+            z = noise_of_cells(tensors[_keys.CELL_KEY], self.n_latent).to(self.scale.center)
         if z is None:
             codes, doses = tensors[_keys.PERTURBATION], tensors[_keys.DOSE]
             control = {_keys.PERTURBATION: torch.full_like(codes, _keys.PAD), _keys.DOSE: torch.zeros_like(doses)}

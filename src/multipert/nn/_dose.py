@@ -109,6 +109,11 @@ class PerturbationEncoder(nn.Module):
             learnt = nn.Embedding(n_perturbations, n_latent)
             self.vectors = learnt if n_embedding is None else nn.Linear(n_embedding, n_latent)
 
+    @property
+    def learnt(self) -> list[torch.Tensor]:
+        """The learnt embeddings of shape `(n_perturbations, n_latent)`, as the only one of a list; empty without them."""
+        return [] if self.network is not None or self.embedding is not None else [self.vectors.weight]
+
     def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Vectors of a batch's labels, shape `(B, n_latent)`; 0 for control unless there is a network."""
         codes, doses = tensors[_keys.PERTURBATION].long(), tensors[_keys.DOSE].to(tensors[_keys.X].dtype)

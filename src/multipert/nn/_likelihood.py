@@ -10,6 +10,8 @@ from torch import nn
 
 from multipert import _keys
 
+from ._genescale import GeneScale
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -210,7 +212,7 @@ def log_normalised(mean_counts: torch.Tensor, tensors: Mapping[str, torch.Tensor
 
 
 class NormalHead(nn.Module):
-    """Mean and variance of log-normalised expression, each from a linear layer.
+    """Mean and variance of log-normalised expression, each from a linear layer, in units of :class:`GeneScale`.
 
     Parameters
     ----------
@@ -233,12 +235,13 @@ class NormalHead(nn.Module):
     def __init__(self, n_in: int, n_vars: int, least_variance: float = _LEAST_VARIANCE) -> None:
         super().__init__()
         self.mean, self.log_variance = nn.Linear(n_in, n_vars), nn.Linear(n_in, n_vars)
-        self.least_variance = least_variance
+        self.scale, self.least_variance = GeneScale(n_vars), least_variance
 
     def forward(self, hidden: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`"px"` and `"variance"`, each of shape `(B, n_vars)`."""
-        variance = self.log_variance(hidden).clamp(max=_LARGEST_LOG).exp() + self.least_variance
-        return {"px": self.mean(hidden), "variance": variance}
+        unit = self.log_variance(hidden).clamp(max=_LARGEST_LOG).exp()
+        variance = self.scale.spread.square() * unit + self.least_variance
+        return {"px": self.scale(self.mean(hidden)), "variance": variance}
 
     def log_prob(self, tensors: Mapping[str, torch.Tensor], decoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Log-density of the batch's expression per gene, shape `(B, n_vars)`."""

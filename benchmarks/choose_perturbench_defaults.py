@@ -1,0 +1,245 @@
+"""Which schedules and settings the defaults of PerturBench's models take, chosen without any test cell.
+
+Three settings, in each of which groups of TRAINING cells are held out and scored:
+"norman": `norman19_subset` without its five test doubles; two other doubles whose parts stand in other combinations are held
+out, and 20 cells of every other perturbation ("norman cells" scores these).
+"simulated": a screen of combinations drawn with another seed than the frozen one; half of its pairs of each kind in the
+second context, against true means. Its KNN-like models and GEARS read the table of perturbations.
+"kang": the perturbed CD8T cells of `kang18_scgen_valid`, the perturbed B cells being removed as test cells.
+
+Run: python benchmarks/choose_perturbench_defaults.py [--models CPA GEARS] [--settings norman] [--jobs 2]
+Every training leaves a record in build/choose_perturbench, so that the run may be stopped and goes on. Writes
+benchmarks/results/choose_perturbench.csv: for each choice the correlation of the change (r) and the error of the mean over
+that of no change (e), and the processor seconds of one thread (s).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from _kang import DATA, RESULTS
+from _records import run_all, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RECORDS = Path(__file__).resolve().parents[1] / "build" / "choose_perturbench"
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+HELD_DOUBLES = ("CNN1+MAPK1", "PTPN12+SAMD1")
+DEFAULT: dict[str, Any] = {}
+# what a preset of the choice has in place of what the default has
+CHOICES: dict[str, dict[str, dict[str, Any]]] = {
+    "Additive": {"default": DEFAULT},
+    "ContextShift": {"default": DEFAULT},
+    "LinearAdditive": {
+        "default": DEFAULT,
+        "identity": {"output_activation": "identity"},
+    },
+    "LatentAdditive": {
+        "default": DEFAULT,
+        "longer": {"n_updates": 4000},
+        "dropout .3": {"dropout_rate": 0.3},
+        "decay 1e-3": {"weight_decay": 1e-3},
+        "slower": {"lr": 3e-4},
+        "identity": {"output_activation": "identity"},
+    },
+    "DecoderOnly": {"default": DEFAULT},
+    "CPA": {
+        "default": DEFAULT,
+        "no adversary": {"adversary": False},
+        "layer norm in the decoder": {"decoder_norm": "layer"},
+        "no norm in the decoder": {"decoder_norm": "none"},
+        "adversary 1": {"adversary_weight": 1.0},
+        "longer": {"n_updates": 5000},
+    },
+    "SAMSVAE": {
+        "default": DEFAULT,
+        "simplified": {"preset": "simplified"},
+        "mean field": {"mean_field_encoder": True},
+        "mean field, simplified": {"preset": "simplified", "mean_field_encoder": True},
+        "longer": {"n_updates": 6000},
+    },
+    "Biolord": {
+        "default": DEFAULT,
+        "free codes": {"unknown": "free"},
+        "no codes": {"unknown": "none"},
+        "noise 1": {"noise": 1.0},
+        "8 codes": {"n_latent": 8},
+    },
+    "GEARS": {
+        "default": DEFAULT,
+        "longer": {"n_updates": 3000, "plan_kwargs": {"n_warmup_steps": 0, "decay_every": 750, "decay_factor": 0.5}},
+        "faster": {"lr": 5e-3},
+        "sign": {"direction_loss": "sign"},
+    },
+}
+SKIPPED = {("Additive", "norman"), ("ContextShift", "norman"), ("ContextShift", "simulated")}
+SETTINGS = ("norman", "simulated", "kang")
+
+
+def canonical(label: str) -> str:
+    """A combination's parts in the order that predictions name them in."""
+    return "+".join(sorted(label.split("+")))
+
+
+def norman() -> tuple[ad.AnnData, dict[str, Any]]:
+    """Without the test doubles; two doubles and 20 cells of each other perturbation are held out."""
+    adata = ad.read_h5ad(DATA / "norman19_subset.h5ad")
+    labels = adata.obs["perturbation"].astype(str).map(canonical)
+    known = set(labels)
+    test = {label for label in known if "+" in label and set(label.split("+")) <= known}
+    adata.obs["perturbation"] = labels
+    adata = adata[~labels.isin(test).to_numpy()].copy()
+    labels = adata.obs["perturbation"].astype(str)
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    first = labels.iloc[order].groupby(labels.iloc[order]).cumcount().reindex(adata.obs_names) < 20
+    held = labels.isin(HELD_DOUBLES) | (first & (labels != "control"))
+    adata.obs["split"] = np.where(held, "test", "train")
+    return adata, {}
+
+
+def simulated() -> tuple[ad.AnnData, dict[str, Any]]:
+    """A screen as the frozen one, of another seed; half of the pairs of each kind are held out in the second context."""
+    from synergy import with_split
+
+    import multipert as mp
+    from multipert.datasets._screens import SCREENS
+
+    adata = mp.datasets.simulate(**{**SCREENS["combinations"], "seed": 103})
+    with_split(adata, 1)
+    return adata, {"context_key": "context"}
+
+
+def kang() -> tuple[ad.AnnData, dict[str, Any]]:
+    """The perturbed B cells are removed, the perturbed CD8T cells held out."""
+    import multipert as mp
+
+    adata = ad.read_h5ad(DATA / "kang18_scgen_valid.h5ad")
+    removed = (adata.obs["perturbation"] != "control") & (adata.obs["cell_type"] == "B")
+    adata = adata[~removed.to_numpy()].copy()
+    adata.obs["split"] = mp.splits.context_transfer(adata, "CD8T", context_key="cell_type")
+    return adata, {"context_key": "cell_type"}
+
+
+def mean_of(adata: ad.AnnData, keep: np.ndarray) -> np.ndarray:
+    return np.asarray(adata.X[np.flatnonzero(keep)].mean(axis=0), dtype=np.float64).ravel()
+
+
+def truths(setting: str, adata: ad.AnnData) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+    """What is scored: the group's name, its label, its mean and the mean of its control cells."""
+    from synergy import pairs_of, true_change
+
+    labels, test = adata.obs["perturbation"].astype(str), (adata.obs["split"] == "test").to_numpy()
+    is_control = (labels == "control").to_numpy()
+    if setting == "simulated":
+        control = adata[is_control & (adata.obs["context"] == "context_2").to_numpy()].copy()
+        base = np.asarray(control.X.mean(axis=0)).ravel()
+        for label, kind in pairs_of(adata).items():
+            if label in set(labels[test]):
+                yield f"simulated {kind}", str(label), base + true_change(control, str(label)), base
+        return
+    here = (adata.obs["cell_type"] == "CD8T").to_numpy() if setting == "kang" else np.ones(adata.n_obs, dtype=bool)
+    base = mean_of(adata, is_control & here)
+    for label in sorted(set(labels[test])):
+        group = "norman cells" if setting == "norman" and label not in HELD_DOUBLES else setting
+        yield group, label, mean_of(adata, test & (labels == label).to_numpy()), base
+
+
+def one(job: tuple[str, str, str, int], deadline: float) -> str:
+    """Train one choice in one setting and record its scores."""
+    name, choice, setting, seed = job
+    path = record(job)
+    if path.exists():
+        return "is there"
+    if time.time() > deadline:
+        return "left for another run"
+    import torch
+
+    import multipert as mp
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    adata, setup = {"norman": norman, "simulated": simulated, "kang": kang}[setting]()
+    cls = getattr(mp.model, name)
+    chosen = CHOICES[name][choice]
+    preset = {**cls.presets.get("default", {}), **cls.presets.get(chosen.get("preset", ""), {}), **chosen}
+    preset.pop("preset", None)
+    cls.presets = {**cls.presets, "choice": preset}
+    if setting == "simulated" and name == "GEARS":
+        setup["perturbation_embedding_key"] = "perturbation_embedding"
+    cls.setup_anndata(adata, **setup)
+    start = time.process_time()
+    model = cls(adata, preset="choice") if cls.presets.get("default") else cls(adata)
+    model.train(split_key="split", seed=seed, **QUIET)
+    seconds = time.process_time() - start
+    wanted = list(truths(setting, adata))
+    found = model.predict(
+        perturbation=[label for _, label, _, _ in wanted],
+        context={"norman": None, "simulated": "context_2", "kang": "CD8T"}[setting],
+        returns="mean",
+        realise="residual" if model.tags.output == "cell" else "plain",
+    )
+    means = dict(zip(found.obs["perturbation"].astype(str), np.asarray(found.X, dtype=np.float64), strict=True))
+    rows = []
+    for group, label, mean, base in wanted:
+        change, true = means[label] - base, mean - base
+        r = float(np.corrcoef(change, true)[0, 1]) if change.std() > 1e-9 else 0.0
+        e = float(np.sqrt(np.square(change - true).mean() / np.square(true).mean()))
+        rows.append({"model": name, "choice": choice, "group": group, "seed": seed, "r": r, "e": e, "s": seconds})
+    table = pd.DataFrame(rows)
+    write(table, path)
+    means = table.groupby("group")[["r", "e"]].mean().round(3)
+    return " ".join(f"{group} r {row.r} e {row.e};" for group, row in means.iterrows()) + f" {seconds:.0f} s"
+
+
+def record(job: tuple[str, str, str, int]) -> Path:
+    """A file for what was trained: its name tells the arguments."""
+    name, choice, setting, seed = job
+    digest = hashlib.sha256(json.dumps(CHOICES[name][choice], sort_keys=True).encode()).hexdigest()[:10]
+    return RECORDS / f"{name}-{setting}-{seed}-{digest}.csv"
+
+
+def main() -> int:
+    """Run what has no record yet and write the table of all choices."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(CHOICES), choices=list(CHOICES))
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=1e6, help="nothing new is begun after these")
+    args = parser.parse_args()
+    jobs = [
+        (m, choice, s, args.seed)
+        for m in args.models
+        for choice in CHOICES[m]
+        for s in args.settings
+        if (m, s) not in SKIPPED
+    ]
+    n_failed = run_all(one, jobs, args.jobs, args.minutes)
+    files = [
+        (job, record(job))
+        for job in [(m, choice, s, args.seed) for m in CHOICES for choice in CHOICES[m] for s in SETTINGS]
+    ]
+    rows = [pd.read_csv(path).assign(choice=job[1]) for job, path in files if path.exists()]
+    table = pd.concat(rows).pivot_table(
+        index=["model", "choice"], columns="group", values=["r", "e"], aggfunc="mean", sort=False
+    )
+    table.columns = [f"{score} {group}" for score, group in table.columns]
+    table["s"] = pd.concat(rows).groupby(["model", "choice"])["s"].max()
+    table.round(3).to_csv(RESULTS / "choose_perturbench.csv")
+    print(table.round(3).to_string())
+    return min(n_failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
