@@ -6,10 +6,10 @@ be stopped and goes on. Writes `benchmarks/results/perturbench_<part>.csv`: mean
 and of those between null and ceiling, and the number of groups that were scored. Needs `../shared/data` beside the project.
 
 "norman_doubles": the five doubles of `norman19_subset` whose parts were measured alone are held out.
-"norman_unseen": genes of that file with hallmark gene sets, in five parts, each held out in turn with all its combinations.
+"norman_unseen": genes of that file with hallmark gene sets, in three parts, each held out in turn with all its combinations.
 "mcfaline": each of three cell lines of `mcfaline23_subset` held out in turn.
-"papalexi": knock-outs of `papalexi21_eccite_299genes` with hallmark gene sets, in five parts, each held out in turn.
-"tggates": drugs of the bulk liver arrays with SMILES at their highest dose for 24 hours, in five parts, by fingerprints.
+"papalexi": knock-outs of `papalexi21_eccite_299genes` with hallmark gene sets, in three parts, each held out in turn.
+"tggates": drugs of the bulk liver arrays with SMILES at their highest dose for 24 hours, in three parts, by fingerprints.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIMPLE = [
     "LinearAdditive",
 ]
 DEEP = ["LatentAdditive", "LatentAdditiveOT", "CPA", "SAMSVAE", "Biolord", "GEARS", "MTAe"]
-N_PARTS = 5
+N_PARTS = 3
 # means of replicated arrays, and perturbed cells that are too few for a distribution
 BULK = {"metrics": [name for name in METRICS if name != "edistance"]}
 
