@@ -580,3 +580,30 @@ def test_every_preset_makes_a_model(adata, preset):
     model = CPA(adata, preset=preset, **small)
     assert model.module.critic_groups()
     assert not CPA(adata, preset=preset, adversary=False, **small).module.critic_groups()
+
+
+def test_learnt_embeddings_start_where_told_and_move_at_a_rate_of_their_own():
+    made = module(embedding_start=0.01, embedding_lr_factor=7.0, n_latent=400)
+    networks, learnt = made.parameter_groups()
+    (vectors,) = learnt["params"]
+    assert vectors.shape == (3, 400)
+    assert learnt["factor"] == 7
+    assert 0.009 < float(vectors.detach().std()) < 0.011
+    every = {id(parameter) for parameter in made.parameters()}
+    critic = {id(parameter) for parameter in made.critic_parameters()}
+    assert {id(parameter) for parameter in networks["params"]} == every - critic - {id(vectors)}
+    # given vectors and networks of labels are part of the networks
+    for changes in ({"n_embedding": 4}, {"perturbation_hidden": (6,)}):
+        assert len(module(**changes).parameter_groups()) == 1
+
+
+def test_the_decoder_works_in_units_of_each_gene_where_genes_have_variances(toys):
+    screen = toys.screen()
+    x = screen.X.toarray().astype(np.float64)
+    for preset, likelihood in ((None, "normal"), ("perturbench", "mse")):
+        init = SMALL | {"likelihood": likelihood} | ({"preset": preset} if preset else {})
+        head = toys.trained(CPA, screen.copy(), init=init, max_epochs=0, train_size=1.0).module.head
+        assert hasattr(head, "scale") == (likelihood == "normal")
+        if likelihood == "normal":
+            np.testing.assert_allclose(head.scale.center, x.mean(0), rtol=1e-5)
+            np.testing.assert_allclose(head.scale.spread, x.std(0) + 0.01, rtol=1e-5)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 from multipert.embedding import annotation_table, gene_graph
 from multipert.model import GEARS
@@ -586,3 +587,20 @@ def test_jaccard_of_features_that_are_no_annotations_is_refused(genes):
 def test_doses_are_refused(genes):
     with pytest.raises(ValueError, match="does not use doses"):
         GEARS.setup_anndata(genes, dose_key="dose")
+
+
+def test_the_default_shift_is_the_mean_change_of_skewed_genes_and_that_of_the_fourth_power_is_not(toys):
+    rng, n, n_vars = np.random.default_rng(0), 400, 10
+    label = np.repeat(["control", "A"], n)
+    # few cells respond, strongly
+    x = rng.gamma(2, 0.5, (2 * n, n_vars)) + ((label == "A") & (rng.random(2 * n) < 0.1))[:, None] * 5.0
+    adata = AnnData(x.astype(np.float32), pd.DataFrame({"perturbation": label}, index=[f"c{i}" for i in range(2 * n)]))
+    shift = {}
+    for gamma in (None, 2.0):
+        init = {"n_hidden": 16, "gene_threshold": 0.99} | ({} if gamma is None else {"gamma": gamma})
+        model = toys.trained(GEARS, adata.copy(), init=init, max_epochs=60, batch_size=64, lr=5e-3, train_size=1.0)
+        means = {p: model.predict(perturbation=p, returns="mean").X[0] for p in ("A", "control")}
+        shift[gamma] = float((means["A"] - means["control"]).mean())
+    true = float((x[label == "A"].mean(0) - x[label == "control"].mean(0)).mean())
+    assert abs(shift[None] - true) < 0.15 * true
+    assert abs(shift[2.0] - true) > 0.5 * true
