@@ -33,7 +33,7 @@ NETWORKS = {
     "LinearAdditive",
 }
 # closed-form references of the metrics that are models too, and what changes nothing
-LEFT_OUT = {"no_change", "additive", "mean_shift", "similarity_shift", "ridge_shift", "nearest_perturbation"}
+LEFT_OUT = {"no_change", "additive", "mean_shift", "similarity_shift", "ridge_shift", "nearest", "knn"}
 NAMES = {"context_mean": "mean of all", "ceiling": "ceiling", "NoPerturb": "no change"}
 
 
