@@ -477,7 +477,7 @@ class CPA(PerturbationModel):
             "embedding_start": 0.1,
             "embedding_lr_factor": 10.0,
             "adversary": True,
-            "adversary_weight": 30.0,
+            "adversary_weight": 10.0,
             "penalty_weight": 10.0,
             "adversary_steps": 1,
             "adversary_hidden": (64, 64),
