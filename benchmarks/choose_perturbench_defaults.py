@@ -52,9 +52,13 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "CPA": {
         "default": DEFAULT,
-        "embeddings start at 1, slow": {"embedding_start": 1.0, "embedding_lr_factor": 1.0},
-        "batch norm": {"norm": "batch", "decoder_norm": "batch"},
-        "adversary 10": {"adversary_weight": 10.0},
+        "adversary 30": {"adversary_weight": 30.0},
+        "adversary 30, embeddings start at 1, slow": {
+            "adversary_weight": 30.0,
+            "embedding_start": 1.0,
+            "embedding_lr_factor": 1.0,
+        },
+        "adversary 30, batch norm": {"adversary_weight": 30.0, "norm": "batch", "decoder_norm": "batch"},
         "no adversary": {"adversary": False},
     },
     "SAMSVAE": {
