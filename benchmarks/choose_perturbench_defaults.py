@@ -1,10 +1,12 @@
 """Which schedules and settings the defaults of PerturBench's models take, chosen without any test cell.
 
-Three settings, in each of which groups of TRAINING cells are held out and scored:
+Four settings, in each of which groups of TRAINING cells are held out and scored:
 "norman": `norman19_subset` without its five test doubles; two other doubles whose parts stand in other combinations are held
 out, and 20 cells of every other perturbation ("norman cells" scores these).
 "simulated": a screen of combinations drawn with another seed than the frozen one; half of its pairs of each kind in the
 second context, against true means.
+"transfer": a small screen of single perturbations in five contexts, drawn with another seed than the frozen one; all
+perturbed cells of the second context, against true means.
 "kang": the perturbed CD8T cells of `kang18_scgen_valid`, the perturbed B cells being removed as test cells.
 
 Run: python benchmarks/choose_perturbench_defaults.py [--models CPA GEARS] [--settings norman] [--jobs 2]
@@ -60,28 +62,47 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "adversary 30, batch norm": {"adversary_weight": 30.0, "norm": "batch", "decoder_norm": "batch"},
         "no adversary": {"adversary": False},
+        "1,000 updates": {"n_updates": 1000},
+        "500 updates": {"n_updates": 500},
     },
     "SAMSVAE": {
         "default": DEFAULT,
         "simplified": {"preset": "simplified"},
         "mean field": {"mean_field_encoder": True},
+        "1,000 updates": {"n_updates": 1000},
     },
     "Biolord": {
         "default": DEFAULT,
         "units of the data": {"standardise": False},
         "free codes": {"unknown": "free"},
         "no codes": {"unknown": "none"},
+        "500 updates": {"n_updates": 500},
     },
     "LatentAdditive": {
         "default": DEFAULT,
-        "dropout .3": {"dropout_rate": 0.3},
-        "decay 1e-3": {"weight_decay": 1e-3},
+        "300 updates, dropout .1": {"n_updates": 300, "dropout_rate": 0.1},
+        "300 updates, dropout .5": {"n_updates": 300, "dropout_rate": 0.5},
+        "500 updates, dropout .1": {"dropout_rate": 0.1},
+        "750 updates": {"n_updates": 750},
+        "750 updates, dropout .5": {"n_updates": 750, "dropout_rate": 0.5},
+        "1,500 updates, dropout .1": {"n_updates": 1500, "dropout_rate": 0.1},
+        "1,500 updates": {"n_updates": 1500},
+        "1,500 updates, dropout .5": {"n_updates": 1500, "dropout_rate": 0.5},
+        "1,500 updates, dropout .7": {"n_updates": 1500, "dropout_rate": 0.7},
+        "1,500 updates, dropout .1, decay 1e-3": {"n_updates": 1500, "dropout_rate": 0.1, "weight_decay": 1e-3},
+    },
+    "LatentAdditiveOT": {
+        "default": DEFAULT,
+        "300 updates, dropout .1": {"n_updates": 300, "dropout_rate": 0.1},
+        "750 updates, dropout .5": {"n_updates": 750, "dropout_rate": 0.5},
+        "1,500 updates, dropout .1": {"n_updates": 1500, "dropout_rate": 0.1},
+        "1,500 updates, dropout .5": {"n_updates": 1500, "dropout_rate": 0.5},
     },
     "LinearAdditive": {"default": DEFAULT, "identity": {"output_activation": "identity"}},
-    "DecoderOnly": {"default": DEFAULT},
+    "DecoderOnly": {"default": DEFAULT, "1,000 updates": {"n_updates": 1000}, "2,000 updates": {"n_updates": 2000}},
 }
 SKIPPED = {("Additive", "norman"), ("ContextShift", "norman"), ("ContextShift", "simulated")}
-SETTINGS = ("norman", "simulated", "kang")
+SETTINGS = ("norman", "simulated", "transfer", "kang")
 
 
 def canonical(label: str) -> str:
@@ -117,6 +138,16 @@ def simulated() -> tuple[ad.AnnData, dict[str, Any]]:
     return adata, {"context_key": "context"}
 
 
+def transfer() -> tuple[ad.AnnData, dict[str, Any]]:
+    """A small screen of another seed than the frozen one; the second context has control cells only."""
+    import multipert as mp
+    from multipert.datasets._screens import SCREENS
+
+    adata = mp.datasets.simulate(**{**SCREENS["small"], "seed": 103})
+    adata.obs["split"] = mp.splits.context_transfer(adata, "context_2", context_key="context")
+    return adata, {"context_key": "context"}
+
+
 def kang() -> tuple[ad.AnnData, dict[str, Any]]:
     """The perturbed B cells are removed, the perturbed CD8T cells held out."""
     import multipert as mp
@@ -138,12 +169,17 @@ def truths(setting: str, adata: ad.AnnData) -> Iterator[tuple[str, str, np.ndarr
 
     labels, test = adata.obs["perturbation"].astype(str), (adata.obs["split"] == "test").to_numpy()
     is_control = (labels == "control").to_numpy()
-    if setting == "simulated":
+    if setting in ("simulated", "transfer"):
         control = adata[is_control & (adata.obs["context"] == "context_2").to_numpy()].copy()
         base = np.asarray(control.X.mean(axis=0)).ravel()
-        for label, kind in pairs_of(adata).items():
+        groups = (
+            pairs_of(adata).map("simulated {}".format)
+            if setting == "simulated"
+            else dict.fromkeys(labels[test], setting)
+        )
+        for label, group in groups.items():
             if label in set(labels[test]):
-                yield f"simulated {kind}", str(label), base + true_change(control, str(label)), base
+                yield group, str(label), base + true_change(control, str(label)), base
         return
     here = (adata.obs["cell_type"] == "CD8T").to_numpy() if setting == "kang" else np.ones(adata.n_obs, dtype=bool)
     base = mean_of(adata, is_control & here)
@@ -166,7 +202,7 @@ def one(job: tuple[str, str, str, int], deadline: float) -> str:
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    adata, setup = {"norman": norman, "simulated": simulated, "kang": kang}[setting]()
+    adata, setup = {"norman": norman, "simulated": simulated, "transfer": transfer, "kang": kang}[setting]()
     cls = getattr(mp.model, name)
     chosen = CHOICES[name][choice]
     preset = {**cls.presets.get("default", {}), **cls.presets.get(chosen.get("preset", ""), {}), **chosen}
@@ -180,7 +216,7 @@ def one(job: tuple[str, str, str, int], deadline: float) -> str:
     wanted = list(truths(setting, adata))
     found = model.predict(
         perturbation=[label for _, label, _, _ in wanted],
-        context={"norman": None, "simulated": "context_2", "kang": "CD8T"}[setting],
+        context={"norman": None, "simulated": "context_2", "transfer": "context_2", "kang": "CD8T"}[setting],
         returns="mean",
         realise="residual" if model.tags.output == "cell" else "plain",
     )

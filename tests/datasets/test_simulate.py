@@ -142,6 +142,9 @@ def test_control_fraction():
         ({"n_vars": 5}, "n_vars=5 is too small"),
         ({"n_contexts": 0}, "n_contexts=0"),
         ({"n_perturbations": 0}, "n_perturbations=0"),
+        ({"features": 3, "feature_density": 0.0}, "feature_density=0.0 must be above 0 and at most 1"),
+        ({"features": 3, "feature_density": float("nan")}, "feature_density=nan must be above 0"),
+        ({"feature_density": 0.2}, "feature_density=0.2 needs features"),
         ({"n_cells": 20}, "every group needs one"),
         ({"doses": (0, 1)}, "must be positive"),
         ({"doses": (-1, 1)}, "must be positive"),
@@ -158,6 +161,37 @@ def test_control_fraction():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         datasets.simulate(**arguments)
+
+
+def test_sparse_features_are_few_programmes_of_equal_reach():
+    arguments = {"n_cells": 600, "n_vars": 100, "n_contexts": 1, "n_perturbations": 200, "features": 6}
+    adata = datasets.simulate(**arguments, feature_density=0.2)
+    table = adata.uns["perturbation_embedding"].to_numpy()
+    on = table != 0
+    # a sixth of the values is kept whatever is drawn
+    assert abs(on.mean() - (1 - 0.8 * 5 / 6)) < 0.03
+    assert on.any(axis=1).all()
+    assert (on.sum(axis=0) > 40).all()
+    np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1.5)
+    # the smallest of two values that are on is a third of the other at most
+    sizes = np.abs(table[on.sum(axis=1) == 2])
+    assert (np.sort(sizes)[:, -2] > np.sort(sizes)[:, -1] / 3.01).all()
+    # perturbations of one and the same programme push the same genes, up to their strength and sign
+    alone = [f"P{i + 1:03}" for i in np.flatnonzero(on[:200].sum(axis=1) == 1)]
+    programme = on[:200][on[:200].sum(axis=1) == 1].argmax(axis=1)
+    effects = np.array([datasets.true_effects(adata, name).to_numpy().ravel() for name in alone[:40]])
+    likeness = np.abs(np.corrcoef(effects))
+    same = programme[:40, None] == programme[:40]
+    assert same.sum() > 100
+    np.testing.assert_allclose(likeness[same], 1)
+    assert likeness[~same].max() < 0.9
+
+
+def test_all_features_act_unless_asked_otherwise():
+    arguments = {"n_cells": 200, "n_vars": 40, "n_contexts": 1, "n_perturbations": 5, "features": 3, "seed": 4}
+    dense = datasets.simulate(**arguments)
+    assert (dense.uns["perturbation_embedding"] != 0).to_numpy().all()
+    assert digest(dense) == digest(datasets.simulate(**arguments, feature_density=1.0))
 
 
 def test_unknown_screen():

@@ -33,6 +33,7 @@ def draw_parameters(
     doses: Sequence[float],
     combinations: int,
     features: int,
+    feature_density: float,
     covariates: int,
     seed: int,
     rng: np.random.Generator,
@@ -66,7 +67,7 @@ def draw_parameters(
         covariate_effects=0.15 * rng.normal(size=(covariates, n_vars)),
         activity=1.5 / (1 + 0.5 * np.exp(-shift)),
         strength=np.exp(0.2 * rng.normal(size=(n_contexts, n_named))),
-        features=_draw_features(n_named, features, rng),
+        features=_draw_features(n_named, features, feature_density, rng),
         target_programme=targets[0],
         target_gene=targets[1],
         target_weight=targets[2],
@@ -121,8 +122,13 @@ def _dispersion(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(0.29 * mean**-0.63 * np.exp(0.5 * rng.normal(size=len(mean))), 0.02, 5)
 
 
-def _draw_features(n_named: int, features: int, rng: np.random.Generator) -> np.ndarray:
+def _draw_features(n_named: int, features: int, density: float, rng: np.random.Generator) -> np.ndarray:
+    """Vectors of the same length; with a density below 1 some values are 0, never all, and the others are not small."""
     values = rng.normal(size=(n_named, features))
+    if features and density < 1:
+        kept = rng.random(values.shape) < density
+        kept[np.arange(n_named), rng.integers(features, size=n_named)] = True
+        values = np.sign(values) * rng.uniform(0.5, 1.5, size=values.shape) * kept
     return 1.5 * values / np.linalg.norm(values, axis=1, keepdims=True) if features else values
 
 

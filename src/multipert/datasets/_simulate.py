@@ -31,6 +31,7 @@ def simulate(
     doses: Sequence[float] | None = None,
     combinations: int = 0,
     features: int = 0,
+    feature_density: float = 1.0,
     covariates: int = 0,
     control_fraction: float = 0.3,
     seed: int = 0,
@@ -61,6 +62,9 @@ def simulate(
     features
         Length of the feature vectors in `uns["perturbation_embedding"]`. Effects are linear in them, and the table also
         names perturbations that are never observed. 0: none.
+    feature_density
+        Probability that a value of a feature vector is not 0, one value at least. A feature is a gene programme, so below 1 a
+        perturbation acts through few of them: sparse mechanisms.
     covariates
         Levels of a technical covariate, at least 2. 0: none.
     control_fraction
@@ -96,10 +100,21 @@ def simulate(
     if doses is not None and not len(doses):
         raise ValueError("doses is empty; name at least one dose, or pass None for a screen without doses.")
     doses = [] if doses is None else [float(dose) for dose in doses]
-    _check(n_cells, n_vars, n_contexts, n_perturbations, doses, combinations, features, covariates, control_fraction)
+    _check(
+        n_cells,
+        n_vars,
+        n_contexts,
+        n_perturbations,
+        doses,
+        combinations,
+        features,
+        feature_density,
+        covariates,
+        control_fraction,
+    )
     of_parameters, of_labels, of_cells = np.random.SeedSequence(seed).spawn(3)
     truth = draw_parameters(
-        n_vars, n_contexts, n_perturbations, doses, combinations, features, covariates, seed,
+        n_vars, n_contexts, n_perturbations, doses, combinations, features, feature_density, covariates, seed,
         np.random.default_rng(of_parameters),
     )  # fmt: skip
     conditions = observed_conditions(truth, n_perturbations)
@@ -134,6 +149,7 @@ def _check(
     doses: Sequence[float],
     combinations: int,
     features: int,
+    feature_density: float,
     covariates: int,
     control_fraction: float,
 ) -> None:
@@ -150,6 +166,10 @@ def _check(
             raise ValueError(f"{name}={value} is too small; it must be at least {least}.")
     if covariates == 1:
         raise ValueError("covariates=1 is a covariate with one level, which explains nothing; use 0 or at least 2.")
+    if not 0 < feature_density <= 1:
+        raise ValueError(f"feature_density={feature_density} must be above 0 and at most 1.")
+    if feature_density < 1 and not features:
+        raise ValueError(f"feature_density={feature_density} needs features; name how many.")
     bad = [dose for dose in doses if not (np.isfinite(dose) and dose > 0)]
     if bad or len(set(doses)) < len(doses):
         raise ValueError(f"doses={list(doses)} must be positive, finite and distinct; control cells get dose 0.")
