@@ -11,8 +11,8 @@ perturbed cells of the second context, against true means.
 
 Run: python benchmarks/choose_perturbench_defaults.py [--models CPA GEARS] [--settings norman] [--jobs 2]
 Every training leaves a record in build/choose_perturbench, so that the run may be stopped and goes on. Writes
-benchmarks/results/choose_perturbench.csv: for each choice the correlation of the change (r) and the error of the mean over
-that of no change (e), and the processor seconds of one thread (s).
+benchmarks/results/choose_perturbench.csv: for each choice the correlation of the change (r), the error of the mean over
+that of no change (e), the cosine of the log fold change (c; older records lack it) and the processor seconds of one thread (s).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
         "1,500 updates, dropout .5": {"n_updates": 1500, "dropout_rate": 0.5},
     },
     "LinearAdditive": {"default": DEFAULT, "identity": {"output_activation": "identity"}},
-    "DecoderOnly": {"default": DEFAULT, "1,000 updates": {"n_updates": 1000}, "2,000 updates": {"n_updates": 2000}},
+    "DecoderOnly": {"default": DEFAULT, "500 updates": {"n_updates": 500}, "2,000 updates": {"n_updates": 2000}},
 }
 SKIPPED = {("Additive", "norman"), ("ContextShift", "norman"), ("ContextShift", "simulated")}
 SETTINGS = ("norman", "simulated", "transfer", "kang")
@@ -226,11 +226,14 @@ def one(job: tuple[str, str, str, int], deadline: float) -> str:
         change, true = means[label] - base, mean - base
         r = float(np.corrcoef(change, true)[0, 1]) if change.std() > 1e-9 else 0.0
         e = float(np.sqrt(np.square(change - true).mean() / np.square(true).mean()))
-        rows.append({"model": name, "choice": choice, "group": group, "seed": seed, "r": r, "e": e, "s": seconds})
+        c = mp.metrics.cosine_logfc(means[label][None], mean[None], base[None])
+        rows.append(
+            {"model": name, "choice": choice, "group": group, "seed": seed, "r": r, "e": e, "c": c, "s": seconds}
+        )
     table = pd.DataFrame(rows)
     write(table, path)
-    means = table.groupby("group")[["r", "e"]].mean().round(3)
-    return " ".join(f"{group} r {row.r} e {row.e};" for group, row in means.iterrows()) + f" {seconds:.0f} s"
+    means = table.groupby("group")[["r", "e", "c"]].mean().round(3)
+    return " ".join(f"{group} r {row.r} e {row.e} c {row.c};" for group, row in means.iterrows()) + f" {seconds:.0f} s"
 
 
 def record(job: tuple[str, str, str, int]) -> Path:
@@ -263,7 +266,7 @@ def main() -> int:
     ]
     rows = [pd.read_csv(path).assign(choice=job[1]) for job, path in files if path.exists()]
     table = pd.concat(rows).pivot_table(
-        index=["model", "choice"], columns="group", values=["r", "e"], aggfunc="mean", sort=False
+        index=["model", "choice"], columns="group", values=["r", "e", "c"], aggfunc="mean", sort=False
     )
     table.columns = [f"{score} {group}" for score, group in table.columns]
     table["s"] = pd.concat(rows).groupby(["model", "choice"])["s"].max()

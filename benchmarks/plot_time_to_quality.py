@@ -1,7 +1,8 @@
 """Picture of what `time_to_quality.py` stored.
 
 Run: python benchmarks/plot_time_to_quality.py [--metric r2_pearson_bootstrap]
-Writes docs/_static/time_to_quality.png: score against processor seconds, one row per model and one column per data set.
+Writes docs/_static/time_to_quality.png: score against processor seconds for the MTAe family, one row per model and one column
+per data set; and time_to_quality_others.png, the other models on simulated cells.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import argparse
 import itertools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from _kang import RESULTS
 from matplotlib.ticker import StrMethodFormatter
-from time_to_quality import MARGINS, METRICS, MODELS, MOST_SECONDS, PAIRS, SIMULATED
+from time_to_quality import FAMILY, MARGINS, METRICS, MOST_SECONDS, OTHERS, PAIRS, SIMULATED
+
+if TYPE_CHECKING:
+    import numpy as np
 
 COLOURS = {"long": "C0", "published": "C1", "default": "C3"}
+N_COLUMNS = 4
 STATIC = Path(__file__).resolve().parents[1] / "docs" / "_static"
 
 
@@ -49,19 +55,28 @@ def draw(axis: plt.Axes, table: pd.DataFrame, metric: str) -> None:
         axis.axvline(MOST_SECONDS, color="0.75", lw=0.8, label=f"{MOST_SECONDS} s", zorder=0)
 
 
-def main() -> int:
-    """Draw the picture from the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=Path, default=RESULTS, help="folder of the tables")
-    parser.add_argument("--metric", choices=METRICS, default=METRICS[0])
-    parser.add_argument("--out", type=Path, default=STATIC / "time_to_quality.png")
-    args = parser.parse_args()
-    path = args.tables / "time_to_quality.csv"
-    if not path.exists():
-        raise SystemExit(f"{args.tables} has no {path.name}; run `python benchmarks/time_to_quality.py` first")
-    table = pd.read_csv(path)
+def tidy(axis: plt.Axes) -> None:
+    """Seconds on a logarithmic axis, no frame."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.grid(axis="y", alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: plt.Figure, axes: np.ndarray, path: Path) -> None:
+    """Write a picture with one legend."""
+    figure.supxlabel("processor seconds of training, one thread", fontsize=10)
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def draw_family(table: pd.DataFrame, metric: str, path: Path) -> None:
+    """One row per model and one column per data set."""
     data = [name for name in PAIRS if name in set(table["data"])]
-    models = [name for name in MODELS if name in set(table["model"])]
+    models = [name for name in FAMILY if name in set(table["model"])]
     figure, axes = plt.subplots(
         len(models),
         len(data),
@@ -72,21 +87,46 @@ def main() -> int:
         layout="constrained",
     )
     for axis, (model, name) in zip(axes.flat, itertools.product(models, data), strict=True):
-        draw(axis, table[(table["data"] == name) & (table["model"] == model)], args.metric)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.grid(axis="y", alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        draw(axis, table[(table["data"] == name) & (table["model"] == model)], metric)
+        tidy(axis)
     for axis, name in zip(axes[0], data, strict=True):
-        axis.set_title(f"{name}: {args.metric}", fontsize=10)
+        axis.set_title(f"{name}: {metric}", fontsize=10)
     for axis, model in zip(axes[:, 0], models, strict=True):
         axis.set_ylabel(model, fontsize=10)
-    figure.supxlabel("processor seconds of training, one thread", fontsize=10)
-    handles = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.savefig(args.out, dpi=110)
+    save(figure, axes, path)
+
+
+def draw_others(table: pd.DataFrame, metric: str, path: Path) -> None:
+    """One panel per model, simulated cells only, each with a scale of its own."""
+    models = [name for name in OTHERS if name in set(table["model"])]
+    n_rows = -(-len(models) // N_COLUMNS)
+    figure, axes = plt.subplots(
+        n_rows, N_COLUMNS, squeeze=False, figsize=(10, 1.9 * n_rows + 0.9), layout="constrained"
+    )
+    for axis, model in itertools.zip_longest(axes.flat, models):
+        if model is None:
+            axis.set_axis_off()
+            continue
+        draw(axis, table[table["model"] == model], metric)
+        tidy(axis)
+        axis.set_title(model, fontsize=10)
+    save(figure, axes, path)
+
+
+def main() -> int:
+    """Draw the pictures from the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--metric", choices=METRICS, default=METRICS[0])
+    parser.add_argument("--out", type=Path, default=STATIC, help="folder of the pictures")
+    args = parser.parse_args()
+    path = args.tables / "time_to_quality.csv"
+    if not path.exists():
+        raise SystemExit(f"{args.tables} has no {path.name}; run `python benchmarks/time_to_quality.py` first")
+    table = pd.read_csv(path)
+    draw_family(table[table["model"].isin(FAMILY)], args.metric, args.out / "time_to_quality.png")
+    if table["model"].isin(OTHERS).any():
+        draw_others(table[table["model"].isin(OTHERS)], args.metric, args.out / "time_to_quality_others.png")
     return 0
 
 

@@ -269,7 +269,7 @@ class DecoderOnly(PerturbationModel):
             "lr": 1e-3,
             "weight_decay": 1e-6,
             "batch_size": 128,
-            "n_updates": 500,
+            "n_updates": 1000,
         },
         "published": _best(3, 3072, 6.721e-5, 7.90e-9),
         "srivatsan20": _best(5, 4352, 6.798e-5, 7.60e-6, **_FIRST),
