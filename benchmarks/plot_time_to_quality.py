@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import pandas as pd
 from _kang import RESULTS
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from time_to_quality import FAMILY, MARGINS, METRICS, MOST_SECONDS, OTHERS, PAIRS, SIMULATED
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def tidy(axis: plt.Axes) -> None:
     """Seconds on a logarithmic axis, no frame."""
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.grid(axis="y", alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -101,7 +102,7 @@ def draw_others(table: pd.DataFrame, metric: str, path: Path) -> None:
     models = [name for name in OTHERS if name in set(table["model"])]
     n_rows = -(-len(models) // N_COLUMNS)
     figure, axes = plt.subplots(
-        n_rows, N_COLUMNS, squeeze=False, figsize=(10, 1.9 * n_rows + 0.9), layout="constrained"
+        n_rows, N_COLUMNS, sharex=True, squeeze=False, figsize=(10, 1.9 * n_rows + 0.9), layout="constrained"
     )
     for axis, model in itertools.zip_longest(axes.flat, models):
         if model is None:

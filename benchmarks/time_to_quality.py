@@ -33,7 +33,6 @@ from _records import run_all, write
 from lightning.pytorch.callbacks import Callback
 
 import multipert as mp
-from multipert.model._module import PerturbationModule
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -206,7 +205,7 @@ def score_job(job: Job, max_epochs: int | None) -> pd.DataFrame:
     snapshots = Snapshots(len(model.stages))
     train(model, job.seed, max_epochs, callbacks=[snapshots])
     predictions = {}
-    if type(model.module).conclude is not PerturbationModule.conclude:
+    if type(model.module).conclude is not mp.model.PerturbationModule.conclude:
         last = max(snapshots.states)
         snapshots.states = {last: snapshots.states[last]}
     for n_updates, state in snapshots.states.items():
