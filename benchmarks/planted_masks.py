@@ -3,9 +3,10 @@
 In `mp.datasets.simulate(features=k, feature_density=...)` a perturbation acts through few of k gene programmes, and effects travel
 along a gene network, so the truth is a table of zeros and others. Latent dimensions have no order: they are matched to the
 programmes by the correlation of their columns, and dimensions beyond are left out. Scored are the area under the curve of the
-mask probabilities (.5 is chance; "rolled" is the same against the truth of other perturbations) and F1 at .5.
+mask probabilities and F1 at .5. Matching looks at the truth, so chance lies above .5: "area, rolled" is the same, matched and
+scored against the rows of other perturbations. Screens of seeds 0 and 1 served to find the settings and are not in the table.
 
-Run: python benchmarks/planted_masks.py [--seeds 0 1 2] [--cases "5 of 80"]
+Run: python benchmarks/planted_masks.py [--seeds 10 11 12] [--cases "5 of 80"]
 Writes benchmarks/results/planted_masks.csv: one row per screen and setting, means over the seeds, and the lowest area.
 """
 
@@ -64,15 +65,15 @@ def score(case: str, setting: str, seed: int) -> dict[str, Any]:
     seconds = time.process_time() - start
     table = model.mask_probabilities()
     truth = adata.uns["perturbation_embedding"].loc[table.index].to_numpy() != 0
-    found = matched(truth, table.to_numpy())
+    found, rolled = matched(truth, table.to_numpy()), np.roll(truth, 7, axis=0)
     hits = ((found > 0.5) & truth).sum()
     return {
         "screen": case,
         "setting": setting,
         "seed": seed,
         "area": area(truth, found),
-        "area, rolled": area(np.roll(truth, 7, axis=0), found),
-        "F1": 2 * hits / ((found > 0.5).sum() + truth.sum()),
+        "area, rolled": area(rolled, matched(rolled, table.to_numpy())),
+        "F1": float(2 * hits / ((found > 0.5).sum() + truth.sum())),
         "active": (table.to_numpy() > 0.5).sum(axis=1).mean(),
         "planted": truth.sum(axis=1).mean(),
         "s": seconds,
@@ -82,7 +83,7 @@ def score(case: str, setting: str, seed: int) -> dict[str, Any]:
 def main() -> int:
     """Train on every screen and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     args = parser.parse_args()
     torch.set_num_threads(1)

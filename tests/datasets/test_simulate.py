@@ -173,7 +173,7 @@ def test_sparse_features_are_few_programmes_of_equal_reach():
     assert on.any(axis=1).all()
     assert (on.sum(axis=0) > 40).all()
     np.testing.assert_allclose(np.linalg.norm(table, axis=1), 1.5)
-    # the smallest of two values that are on is a third of the other at most
+    # of two values that are on the smaller is at least a third of the other
     sizes = np.abs(table[on.sum(axis=1) == 2])
     assert (np.sort(sizes)[:, -2] > np.sort(sizes)[:, -1] / 3.01).all()
     # perturbations of one and the same programme push the same genes, up to their strength and sign
