@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import multipert
 from multipert import _keys
 from multipert.model import MTAe
 
@@ -478,6 +479,46 @@ def test_a_context_without_control_cells_is_nan(mtae, adata):
     with pytest.warns(UserWarning, match=r"30 cell\(s\) are in contexts without control cells \(b\)"):
         mtae.annotate(kept)
     np.testing.assert_array_equal(np.isnan(kept.layers["MTAe_predicted"]).all(1), kept.obs["context"] == "b")
+
+
+@pytest.mark.parametrize("setup", [{"context_key": "context"}, COMBINED], ids=["labels", "doses"])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("MTAe", {}),
+        ("LatentAdditive", {}),
+        ("LatentAdditive", {"sparse": True}),
+        ("LinearAdditive", {"inject_covariates": False}),
+        ("LinearAdditive", {}),
+        ("CPA", {"perturbation_layers": 1}),
+        ("Biolord", {}),
+    ],
+)
+def test_a_label_alone_in_a_batch_predicts_what_it_does_among_others(name, arguments, setup, adata, toys):
+    cls = getattr(multipert.model, name)
+    model = toys.trained(cls, adata, setup=setup, init=arguments or None)
+    key = setup.get("perturbation_key", "perturbation")
+    labels = adata.obs[[key, *(["dose"] if "dose_key" in setup else [])]].drop_duplicates()
+    model.annotate(latent=False)
+    among = adata.layers[f"{name}_predicted"]
+    partners = model._partners(adata, np.arange(adata.n_obs), 0)
+    for _, label in labels.iterrows():
+        alone = model.predict(adata, label[key], dose=label.get("dose"))
+        alone.obs_names = alone.obs[_keys.SOURCE_CELL]
+        own = np.flatnonzero((adata.obs[label.index] == label).all(axis=1))
+        np.testing.assert_allclose(alone[adata.obs_names[partners[own]]].X, among[own], rtol=1e-5, atol=1e-5)
+
+
+def test_annotate_seeks_no_matches_for_labels_that_it_leaves_out(adata, toys, monkeypatch):
+    adata.obs.loc[adata.obs["perturbation"] == "C", "split"] = "test"
+    model = toys.trained(MTAe, adata, setup={"context_key": "context"}, split_key="split")
+
+    def sought(*_):
+        raise AssertionError("a search through the vocabulary for every label")
+
+    monkeypatch.setattr("multipert.model._targets.close_matches", sought)
+    with pytest.warns(UserWarning, match=r"30 cell\(s\) have labels that the model cannot predict \(C\)"):
+        model.annotate()
 
 
 def test_annotate_refuses_unknown_labels_before_it_writes(mtae, adata):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multipert.nn import ConditionVector
+from multipert.nn import ConditionVector, shared_label
 
 N = 4
 TABLE = torch.randn(N, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -153,3 +153,21 @@ def test_vectors_take_the_precision_of_the_expression():
     vector: Any = ConditionVector(N, doses=True)
     tensors = {"X": torch.zeros(1, 2), "perturbation": torch.tensor([[1]], dtype=torch.int32), "dose": torch.ones(1, 1)}
     assert vector(tensors).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("codes", "doses", "n_rows"),
+    [
+        ([[1, 2], [1, 2], [1, 2]], [[1, 5], [1, 5], [1, 5]], 1),
+        ([[1, 2], [1, 2], [1, -1]], [[1, 5], [1, 5], [1, 5]], 3),
+        ([[1, 2], [1, 2], [1, 2]], [[1, 5], [1, 5], [1, 4]], 3),
+        ([[-1, -1]] * 3, [[0, 0]] * 3, 1),
+    ],
+)
+def test_a_label_is_shared_only_where_all_codes_and_doses_are_equal(codes, doses, n_rows):
+    batch = {"X": torch.zeros(3, 2), "perturbation": torch.tensor(codes), "dose": torch.tensor(doses).float()}
+    found = shared_label(batch)
+    assert len(found["X"]) == 3
+    assert [len(found[key]) for key in ("perturbation", "dose")] == [n_rows, n_rows]
+    every = ConditionVector(N, doses=True)(batch)
+    torch.testing.assert_close(ConditionVector(N, doses=True)(found).expand(3, -1), every, rtol=0, atol=0)

@@ -132,7 +132,8 @@ def predict(
         If no group is left.
     """
     pairs, dropped = predictable(model.tags.given(model._n_embedding is not None), facts.pairs(level), facts)
-    reasons = {condition: model._refusal(condition) for condition, _ in pairs}
+    conditions = list(dict.fromkeys(condition for condition, _ in pairs))
+    reasons = dict(zip(conditions, model._refusals(conditions), strict=True))
     controls = facts.controls(level)
     bare = set(facts.without_controls(level))
     targets = []

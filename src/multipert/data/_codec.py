@@ -38,6 +38,10 @@ class ConditionCodec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_position", {name: i for i, name in enumerate(self.vocabulary)})
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a name is in the vocabulary."""
+        return name in self._position
+
     def parse(self, label: str, dose: str | float | None = None) -> Condition:
         """Read one label; see :func:`multipert.data.parse_condition`.
 

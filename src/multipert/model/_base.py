@@ -28,7 +28,7 @@ from ._predict import ContextMeans, Predictor
 from ._realise import Realise, check_realise, size_factors_of
 from ._results import annotation, cells_to_anndata, join_samples, means_to_anndata, pool_samples
 from ._setup import Setup
-from ._targets import Target, check_known, check_samples, encode_targets, label_columns, read_targets
+from ._targets import Target, check_known, check_samples, encode_targets, label_columns, names_of, read_targets
 from ._training import PREDICT_BATCH, checked_batch_size, fit_model
 from ._translation import CellChoice, annotate_modalities, predict_modalities, refuse_options
 
@@ -705,15 +705,19 @@ class PerturbationModel(BaseModelClass):
     def _check_target(self, condition: Condition) -> None:
         """Refuse a target that the tags allow but this fit cannot give."""
 
-    def _refusal(self, condition: Condition) -> str | None:
-        """Why a condition cannot be predicted, or None."""
-        try:
-            tags = self.tags.given(self._n_embedding is not None)
-            check_known(condition, self._codec, self.trained_conditions_, tags, type(self).__name__)
-            self._check_target(condition)
-        except ValueError as error:
-            return str(error)
-        return None
+    def _refusals(self, conditions: Sequence[Condition]) -> list[str | None]:
+        """Why each condition cannot be predicted, or None; linear in the conditions."""
+        seen, tags = names_of(self.trained_conditions_), self.tags.given(self._n_embedding is not None)
+        reasons: list[str | None] = []
+        for condition in conditions:
+            try:
+                check_known(condition, self._codec, seen, tags, type(self).__name__, suggests=False)
+                self._check_target(condition)
+            except ValueError as error:
+                reasons.append(str(error))
+            else:
+                reasons.append(None)
+        return reasons
 
     def _labels(self, conditions: Sequence[Condition]) -> pd.Index:
         """Labels of some conditions, with doses where the model was set up with any."""

@@ -665,7 +665,8 @@ class Biolord(PerturbationModel):
         if not self.module.indexed_training:
             return predictor
         conditions, of_cell = self._setup.conditions(source)
-        known = [condition if self._refusal(condition) is None else () for condition in conditions]
+        reasons = self._refusals(conditions)
+        known = [() if reason else condition for condition, reason in zip(conditions, reasons, strict=True)]
         codes, doses = encode_targets(known, self._codec, self._n_slots)
         columns = {_keys.PERTURBATION: codes[of_cell], _keys.DOSE: doses[of_cell]}
         predictor.store = predictor.store.with_columns(columns)

@@ -728,7 +728,7 @@ class CPA(PerturbationModel):
         self._check_contexts(source, rows)
         conditions, inverse = self._setup.conditions(source)
         asked = np.unique(inverse[rows])
-        refused = [reason for i in asked if (reason := self._refusal(conditions[i])) is not None]
+        refused = [reason for reason in self._refusals([conditions[i] for i in asked]) if reason is not None]
         if refused:
             raise ValueError(refused[0])
         codes, doses = encode_targets([conditions[i] for i in asked], self._codec, self._n_slots)
@@ -748,7 +748,7 @@ class CPA(PerturbationModel):
     def _further_latents(self, source: AnnData) -> dict[str, np.ndarray]:
         """The latent representations with labels and covariates, of cells whose labels and contexts are known."""
         conditions, inverse = self._setup.conditions(source)
-        known = np.array([self._refusal(condition) is None for condition in conditions])[inverse]
+        known = np.array([reason is None for reason in self._refusals(conditions)])[inverse]
         known &= ~self._is_unseen_context(self._setup.contexts(source)) & ~self._has_unseen_covariate(source)
         rows = np.flatnonzero(known)
         found = {}

@@ -15,6 +15,7 @@ from multipert.nn import (
     LabelVector,
     Perceptron,
     output_activation,
+    shared_label,
 )
 from multipert.nn._perceptron import OutputActivation, PerceptronVariant
 from multipert.train import Stage
@@ -147,8 +148,8 @@ class LatentAdditiveModule(PerturbationModule):
         return {"z": self.cell_encoder(torch.cat([cell, self.encoder_covariates(tensors)], dim=1))}
 
     def effect(self, tensors: Tensors) -> torch.Tensor:
-        """What the batch's labels add to the latent representation, shape `(B, n_latent)`."""
-        vectors = self.perturbation(tensors)
+        """What the batch's labels add to the latent representation, shape `(B, n_latent)` or of one label `(1, n_latent)`."""
+        vectors = self.perturbation(tensors if self.training else shared_label(tensors))
         effect = self.perturbation_encoder(vectors)
         return effect if self.mask is None else effect * self._switch(self.mask(vectors))
 

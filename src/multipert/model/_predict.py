@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,6 +147,11 @@ class Predictor:
     counts: Any = None
     latents: ContextMeans | None = None
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the module is; asked once, since a module looks through all its parameters to tell."""
+        return self.module.device
+
     def sampling(self, sample: int) -> Predictor:
         """The same prediction, drawn under the numbers of one sample.
 
@@ -177,7 +183,7 @@ class Predictor:
                 tensors[key] = means.mean[torch.from_numpy(codes)]
         if self.module.reads_counts:
             tensors[_keys.SIZE_FACTOR] = torch.from_numpy(self._counts_and_factors(rows, tensors)[1]).float()
-        return {key: value.to(self.module.device) for key, value in tensors.items()}
+        return {key: value.to(self.device) for key, value in tensors.items()}
 
     def _counts_and_factors(self, rows: np.ndarray, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
         """Raw counts, dense, and size factors of the cells of a batch; an error where its expression is not made of them."""
@@ -191,8 +197,8 @@ class Predictor:
     @torch.inference_mode()
     def stream(
         self, rows: np.ndarray, codes: np.ndarray, doses: np.ndarray, description: str
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
-        """Predict all targets for some control cells.
+    ) -> Iterator[tuple[int, np.ndarray, torch.Tensor, np.ndarray | None]]:
+        """Predict all targets for some control cells, before negative values are set to 0.
 
         Parameters
         ----------
@@ -252,14 +258,14 @@ class Predictor:
             tensors = self.batch(controls)
             encoded = self._encode(controls, tensors)
             if len(controls) < len(at):
-                index = torch.from_numpy(of_control).to(self.module.device)
+                index = torch.from_numpy(of_control).to(self.device)
                 tensors = {key: value[index] for key, value in tensors.items()}
                 encoded = {
                     key: value[index] if isinstance(value, torch.Tensor) else value[of_control]
                     for key, value in encoded.items()
                 }
-            predicted, _ = self._one(rows[at], tensors, encoded, codes[at], doses[at])
-            yield at, predicted
+            decoded, _ = self._one(rows[at], tensors, encoded, codes[at], doses[at])
+            yield at, self._clipped(decoded)
 
     def _encode(self, rows: np.ndarray, tensors: Tensors) -> dict[str, Any]:
         """What is the same for all targets: latent representation, decoded control, counts."""
@@ -279,19 +285,19 @@ class Predictor:
 
     def _one(
         self, rows: np.ndarray, tensors: Tensors, encoded: dict[str, Any], codes: np.ndarray, doses: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        device = self.module.device
+    ) -> tuple[torch.Tensor, np.ndarray | None]:
+        """Expression before :meth:`_clipped`, and for `realise="counts"` the counts."""
         target = {
             **tensors,
-            _keys.PERTURBATION: torch.tensor(codes, device=device),
-            _keys.DOSE: torch.tensor(doses, device=device),
+            _keys.PERTURBATION: torch.tensor(codes, device=self.device),
+            _keys.DOSE: torch.tensor(doses, device=self.device),
         }
         decoded = self.module.counterfactual(target, encoded["z"])
         if self.realise == "counts":
-            target[_keys.SIZE_FACTOR] = torch.from_numpy(encoded["factors"]).to(device)
+            target[_keys.SIZE_FACTOR] = torch.from_numpy(encoded["factors"]).to(self.device)
             control_rates, rates = self.module.rates(target, decoded, encoded["control"])
             correction = self._correction(target)
-            return draw_counts(
+            expression, counts = draw_counts(
                 encoded["x"],
                 encoded["counts"],
                 encoded["factors"],
@@ -301,11 +307,17 @@ class Predictor:
                 list(self.obs_names[rows]),
                 self.seed,
             )
+            return torch.from_numpy(expression), counts
         if self.realise == "residual":
             decoded = residual(tensors[_keys.X], decoded, encoded["control"])
+        return decoded.float().cpu(), None
+
+    def _clipped(self, decoded: torch.Tensor, out: np.ndarray | None = None) -> np.ndarray:
+        """Negative values set to 0 where that was asked for, and written to `out` in the same pass."""
+        to = None if out is None else torch.from_numpy(out)
         if self.clip:
-            decoded = decoded.clamp(min=0)
-        return decoded.float().cpu().numpy(), None
+            return torch.clamp(decoded, min=0, out=to).numpy()
+        return (decoded if to is None else to.copy_(decoded)).numpy()
 
     def _correction(self, target: Tensors) -> np.ndarray:
         """Factor on added counts per cell and gene; 1 for conditions never trained."""
@@ -334,9 +346,9 @@ class Predictor:
         shape = (len(codes) * len(rows), self.store.n_vars)
         expression = np.empty(shape, dtype=np.float32)
         counts = np.empty(shape, dtype=np.float32) if self.realise == "counts" else None
-        for target, at, predicted, drawn in self.stream(rows, codes, doses, "Predicting cells"):
+        for target, at, decoded, drawn in self.stream(rows, codes, doses, "Predicting cells"):
             first = target * len(rows) + at[0]
-            expression[first : first + len(at)] = predicted
+            self._clipped(decoded, out=expression[first : first + len(at)])
             if counts is not None:
                 counts[first : first + len(at)] = drawn
         return expression, counts
@@ -368,12 +380,15 @@ class Predictor:
         shape = (len(codes), len(names), n_vars)
         means, variances = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
         block = max(1, _ACCUMULATOR_BYTES // (16 * len(names) * n_vars))
+        buffer = np.empty((min(self.batch_size, len(rows)), n_vars), dtype=np.float32)
         for first in range(0, len(codes), block):
             some = slice(first, first + block)
             sums = np.zeros((2, len(codes[some]), len(names), n_vars))
-            for target, at, predicted, _ in self.stream(rows, codes[some], doses[some], "Predicting means"):
-                for context in np.unique(of_row[at]):
-                    here = predicted[of_row[at] == context]
+            for target, at, decoded, _ in self.stream(rows, codes[some], doses[some], "Predicting means"):
+                predicted = self._clipped(decoded, out=buffer[: len(at)])
+                contexts = np.unique(of_row[at])
+                for context in contexts:
+                    here = predicted if len(contexts) == 1 else predicted[of_row[at] == context]
                     sums[0, target, context] += here.sum(axis=0, dtype=np.float64)
                     sums[1, target, context] += np.einsum("ij,ij->j", here, here, dtype=np.float64)
             sums /= n_cells[:, None]

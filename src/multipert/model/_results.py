@@ -234,7 +234,7 @@ def _own_labels(model: PerturbationModel, source: AnnData, realise: Realise, see
     contexts = model._setup.contexts(source)
     conditions, inverse = model._setup.conditions(source)
     codes, doses = encode_targets(conditions, model._codec, model._n_slots)
-    refused = np.array([model._refusal(condition) is not None for condition in conditions])[inverse]
+    refused = np.array([reason is not None for reason in model._refusals(conditions)])[inverse]
     partners = model._partners(source, rows, seed)
     reasons = {
         "are in contexts without control cells": (partners < 0, contexts),

@@ -13,7 +13,7 @@ from multipert.data._conditions import Condition, as_list, canonical_dose, canon
 from ._setup import check_condition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
 
     from multipert.data._codec import ConditionCodec
 
@@ -92,11 +92,12 @@ def read_targets(
     if not labels:
         raise ValueError("perturbation is empty; name at least one label, or None for every trained label.")
     targets: dict[Target, None] = {}
+    seen = names_of(trained)
     for label, one_dose, context in zip(labels, doses, contexts, strict=True):
         if one_dose is not None and dose_key is None and not _is_unit(one_dose):
             raise ValueError(_no_dose(model, one_dose, tags))
         condition = codec.parse(label, one_dose)
-        check_known(condition, codec, trained, tags, model)
+        check_known(condition, codec, seen, tags, model)
         targets[condition, context] = None
     return list(targets)
 
@@ -117,8 +118,23 @@ def _no_dose(model: str, dose: Any, tags: ModelTags) -> str:
     )
 
 
+def names_of(trained: Sequence[Condition]) -> set[str]:
+    """Names of the perturbations of some conditions.
+
+    Parameters
+    ----------
+    trained
+        Conditions that the model was trained on.
+
+    Returns
+    -------
+    The names, each once.
+    """
+    return {name for known in trained for name, _ in known}
+
+
 def check_known(
-    condition: Condition, codec: ConditionCodec, trained: Sequence[Condition], tags: ModelTags, model: str
+    condition: Condition, codec: ConditionCodec, seen: Set[str], tags: ModelTags, model: str, *, suggests: bool = True
 ) -> None:
     """Refuse a condition that the model's tags, vocabulary or training exclude.
 
@@ -128,12 +144,14 @@ def check_known(
         The condition.
     codec
         The model's vocabulary.
-    trained
-        Conditions that the model was trained on.
+    seen
+        Names of the perturbations that the model was trained on.
     tags
         Tags of the model.
     model
         Its name.
+    suggests
+        Whether the error has the nearest legal names, which takes time for each condition and known name.
 
     Raises
     ------
@@ -141,10 +159,10 @@ def check_known(
         With the nearest legal names, or the tag.
     """
     check_condition(condition, tags, model)
-    seen = {name for known in trained for name, _ in known}
     for name, _ in condition:
-        if name not in codec.vocabulary:
-            raise ValueError(f"Perturbation {name!r} is unknown to this model{close_matches(name, codec.vocabulary)}")
+        if name not in codec:
+            matches = close_matches(name, codec.vocabulary) if suggests else "."
+            raise ValueError(f"Perturbation {name!r} is unknown to this model{matches}")
         if name not in seen and not tags.unseen_perturbations:
             why = (
                 "without perturbation_embedding_key (tag unseen_needs_embedding)"
@@ -153,7 +171,7 @@ def check_known(
             )
             raise ValueError(
                 f"Perturbation {name!r} has no training cells and {model} cannot predict unseen perturbations {why}"
-                f"{close_matches(name, seen)}"
+                f"{close_matches(name, seen) if suggests else '.'}"
             )
 
 

@@ -1,7 +1,7 @@
 """Parts of networks that models share; no AnnData inside."""
 
 from ._adversary import ConditionAdversary, GaussianAdversary
-from ._condition import ConditionVector, multi_hot
+from ._condition import ConditionVector, multi_hot, shared_label
 from ._covariates import CovariateVector, covariate_codes
 from ._energy import energy_distance
 from ._film import Encoder, FiLMDecoder, FiLMGenerator, linear
@@ -34,4 +34,5 @@ __all__ = [
     "multi_hot",
     "noise_of_cells",
     "output_activation",
+    "shared_label",
 ]

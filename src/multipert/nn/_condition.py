@@ -38,6 +38,33 @@ def multi_hot(codes: torch.Tensor, doses: torch.Tensor, n_perturbations: int) ->
     return vectors[:, :n_perturbations]
 
 
+def shared_label(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The labels of a batch, or only that of its first cell where all cells have the same, as when one target is predicted.
+
+    What a network makes of one label has one row, which broadcasts over the cells; a vector of labels is as wide as the
+    vocabulary, so that making it anew for each cell is what a prediction for many perturbations would take longest for.
+
+    Parameters
+    ----------
+    tensors
+        A batch.
+
+    Returns
+    -------
+    The batch, with labels of shape `(1, n_slots)` if there is only one.
+
+    Examples
+    --------
+    >>> same = {"perturbation": torch.tensor([[3], [3]]), "dose": torch.tensor([[1.0], [1.0]])}
+    >>> shared_label(same)["perturbation"]
+    tensor([[3]])
+    """
+    labels = {key: tensors[key] for key in (_keys.PERTURBATION, _keys.DOSE)}
+    if not all((values == values[:1]).all() for values in labels.values()):
+        return tensors
+    return {**tensors, **{key: values[:1] for key, values in labels.items()}}
+
+
 class ConditionVector(nn.Module):
     r"""The vector of a condition: how much of it is control, then the sum of its parts' vectors, scaled by dose.
 

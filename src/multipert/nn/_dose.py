@@ -9,7 +9,7 @@ from torch import nn
 
 from multipert import _keys
 
-from ._condition import multi_hot
+from ._condition import multi_hot, shared_label
 
 DoseCurveKind = Literal["logsigm", "sigm", "linear"]
 
@@ -116,14 +116,17 @@ class PerturbationEncoder(nn.Module):
 
     def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Vectors of a batch's labels, shape `(B, n_latent)`; 0 for control unless there is a network."""
+        n = len(tensors[_keys.PERTURBATION])
+        if not self.training:
+            tensors = shared_label(tensors)
         codes, doses = tensors[_keys.PERTURBATION].long(), tensors[_keys.DOSE].to(tensors[_keys.X].dtype)
         strength = (codes >= 0).to(doses.dtype) if self.curve is None else self.curve(codes, doses)
         at = codes.clamp(min=0)
         if self.network is None:
             parts = self.vectors(at if self.embedding is None else self.embedding[at])
         elif self.embedding is None:
-            return self.network(multi_hot(codes, strength, self.n_perturbations))
+            return self.network(multi_hot(codes, strength, self.n_perturbations)).expand(n, -1)
         else:
             parts = self.embedding[at]
         vectors = (parts * strength[..., None]).sum(dim=1)
-        return vectors if self.network is None else self.network(vectors)
+        return (vectors if self.network is None else self.network(vectors)).expand(n, -1)

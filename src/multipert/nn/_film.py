@@ -165,8 +165,9 @@ class FiLMDecoder(nn.Module):
         self.output = linear(widths[-1], n_vars)
 
     def forward(self, z: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Expression, shape `(B, n_vars)`; may be slightly negative."""
+        """Expression, shape `(B, n_vars)`; may be slightly negative. One row of `condition` serves all cells."""
         for layer, norm, film in zip(self.linears, self.norms, self.films, strict=True):
             scale, shift = film(condition)
             z = self.dropout(nn.functional.leaky_relu(scale * norm(layer(z)) + shift, SLOPE))
-        return nn.functional.leaky_relu(self.output(z), SLOPE)
+        # in place, since the output is by far the largest tensor here and no gradient needs it as it was
+        return nn.functional.leaky_relu(self.output(z), SLOPE, inplace=True)
