@@ -3,7 +3,7 @@
 Run: python benchmarks/speed.py [--part steps floor ...] [--threads 1] [--repeats 5] [--resume]
 Linux only. Parts: `steps` cells per second at the size of the Kang data, `same_losses` the check that this speed is that of
 the same training, `floor` a tiny network, `models` every registered model trained by gradient, `scaling` growth with the
-number of cells in memory and on disk, `predict`, and `gpu` where there is one. All is measured in child processes pinned to
+number of cells in memory and on disk, `predict`, `labels` prediction by number of perturbations, and `gpu` where there is one. All is measured in child processes pinned to
 as many cores as they have threads; variants take turns, and a table holds medians over the turns. Needs an idle machine:
 each measurement comes with the cores that other programs used meanwhile, and a warning above a half.
 Writes benchmarks/results/speed_<part>.csv and speed_machine.csv. Each measurement is kept in build/speed; `--resume` goes on
@@ -46,6 +46,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 FLOOR = ("multipert", "scvi-tools plan", "plain loop")
 WITH_CRITIC = ("MTAeAdv", "MTAeAdvG")
+OF_LABELS = ("MTAe", "LatentAdditive", "LinearAdditive", "DecoderOnly", "CPA", "Biolord")
 
 
 class Run:
@@ -256,7 +257,7 @@ def predict(run: Run) -> None:
     kang = run.size(KANG, {"n_cells": 600, "n_vars": 300, "density": 0.0466})
     case, rows = {**OF_KANG, **kang, "visited": run.size(1024, 256)}, []
     for turn in range(run.args.repeats):
-        for what in ("predict", "annotate"):
+        for what in ("predict", "annotate", "annotate(latent=False)"):
             rows.append({"what": what, **run.ask("predict", "tasks.predict_cells", turn=turn, case=case, what=what)})
     run.close("predict")
     sizes = dict(zip(("n_targets", "n_control", "n_vars"), run.size((1000, 5000, 2000), (20, 100, 50)), strict=True))
@@ -271,6 +272,22 @@ def predict(run: Run) -> None:
     frame["peak_mb"] = frame.get("peak", pd.Series(dtype=float)) / 1e6
     columns = ["cells", "cells_per_cpu_second", "cpu_seconds", "seconds", "peak_mb", "others"]
     run.store("predict", frame.groupby("what", sort=False)[columns].median().reset_index())
+
+
+def labels(run: Run) -> None:
+    """Counterfactual and annotated cells per second of processor time, by number of perturbations."""
+    rows = []
+    for model in OF_LABELS:
+        for n in run.size((100, 1000, 10_000), (10, 100)):
+            of_turns = [
+                run.ask("predict", "tasks.predict_labels", turn=turn, model=model, n_perturbations=n)
+                for turn in range(run.args.repeats)
+            ]
+            rows += [{"model": model, "perturbations": n, **result} for result in of_turns]
+    columns = ["counterfactuals", "annotated", "others"]
+    run.store(
+        "labels", pd.DataFrame(rows).groupby(["model", "perturbations"], sort=False)[columns].median().reset_index()
+    )
 
 
 def gpu(run: Run) -> None:
@@ -303,7 +320,7 @@ def gpu(run: Run) -> None:
     run.store("gpu", table)
 
 
-PARTS = {part.__name__: part for part in (steps, same_losses, floor, models, predict, scaling, gpu)}
+PARTS = {part.__name__: part for part in (steps, same_losses, floor, models, predict, labels, scaling, gpu)}
 
 
 def main() -> int:
