@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import pandas as pd
 import torch
 from scvi.module.base import LossOutput
+from torch.nn.functional import mse_loss
 
 from multipert import _keys
 from multipert.data._conditions import close_matches
@@ -132,7 +133,7 @@ class MultiTaskModule(PerturbationModule):
 
     def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
         """Squared error, mean over cells and genes, with the terms of the variational and the adversarial part."""
-        per_cell = torch.square(generative_outputs["px"] - tensors[_keys.X]).mean(dim=1)
+        per_cell = mse_loss(generative_outputs["px"], tensors[_keys.X], reduction="none").mean(dim=1)
         loss = per_cell.mean()
         if self.latent is not None:
             divergence = kl_to_standard_normal(inference_outputs["mean"], inference_outputs["log_variance"])

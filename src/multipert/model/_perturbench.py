@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from scvi.module.base import LossOutput
+from torch.nn.functional import mse_loss
 
 from multipert.nn._perceptron import OutputActivation
 
@@ -14,6 +14,8 @@ from ._arguments import one_of
 from ._embedding import registered_embedding, scaled
 
 if TYPE_CHECKING:
+    import torch
+
     from multipert.data._conditions import Condition
     from multipert.nn import LabelVector
 
@@ -44,7 +46,7 @@ def squared_error(decoded: torch.Tensor, x: torch.Tensor) -> LossOutput:
     -------
     The mean over cells and genes as the loss, and for each cell its mean over genes.
     """
-    per_cell = torch.square(decoded - x).mean(dim=1)
+    per_cell = mse_loss(decoded, x, reduction="none").mean(dim=1)
     return LossOutput(loss=per_cell.mean(), reconstruction_loss=per_cell)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scvi.module.base import LossOutput
+from torch.nn.functional import mse_loss
 
 from multipert import _keys
 from multipert.data._checks import check_column
@@ -87,7 +88,7 @@ class LatentShiftModule(PerturbationModule):
 
         Without the weights the two are the negative evidence bound but for a constant, `"negative_elbo"`.
         """
-        error = 0.5 * torch.square(generative_outputs["px"] - tensors[_keys.X]).sum(dim=1)
+        error = 0.5 * mse_loss(generative_outputs["px"], tensors[_keys.X], reduction="none").sum(dim=1)
         divergence = kl_to_standard_normal(inference_outputs["mean"], inference_outputs["variance"].log())
         loss = (error + 0.5 * self.kl_weight * divergence).mean()
         bound = {"negative_elbo": (error + divergence).detach().mean()}

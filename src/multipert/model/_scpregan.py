@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -228,7 +229,8 @@ class PreGANModule(PerturbationModule):
         a, b, number = tensors[_keys.X_CONTROL], tensors[_keys.X], _number(tensors)
         z_a, z_b = inference_outputs["z"], inference_outputs["z_b"]
         aa, ab, ba, bb = (generative_outputs[name] for name in ("aa", "px", "ba", "bb"))
-        per_cell = torch.square(aa - a).mean(dim=1) + torch.square(bb - b).mean(dim=1)
+        error = partial(mse_loss, reduction="none")
+        per_cell = error(aa, a).mean(dim=1) + error(bb, b).mean(dim=1)
         z_aa, z_ab, z_ba, z_bb = self._run(self.encoder, aa, ab, ba, bb)
         # a target that followed would be met by an encoder that gives all cells one representation
         encoding = sum(

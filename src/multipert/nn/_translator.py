@@ -91,7 +91,7 @@ class Side:
             # under mixed precision the cross-entropy of probabilities is refused
             with torch.autocast(decoded.device.type, enabled=False):
                 return nn.functional.binary_cross_entropy(decoded.float(), x.float(), reduction="none").mean(dim=1)
-        return torch.square(decoded - x).mean(dim=1)
+        return nn.functional.mse_loss(decoded, x, reduction="none").mean(dim=1)
 
     def finished(self, decoded: torch.Tensor) -> torch.Tensor:
         """A prediction as it is handed out."""
