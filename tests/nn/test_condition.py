@@ -101,8 +101,9 @@ def test_strength_rises_with_the_dose_from_control_to_the_whole(embedding, code,
     assert 0 <= strength[0] <= strength[1] <= strength[2] <= strength[3] <= 1
     assert (strength[1] < strength[2]) or not 1e-9 < strength[1] < 1 - 1e-9
     found = vectors(vector, [[code]], [[low]])
-    close(found[0, 0], 1 - strength[1])
-    close(found[0, 1:], strength[1] * parts(embedding)[code])
+    # a steep curve makes of a last bit, which is another in another batch, some 1e-11 of the strength
+    close(found[0, 0], 1 - strength[1], atol=1e-9)
+    close(found[0, 1:], strength[1] * parts(embedding)[code], atol=1e-9)
 
 
 @DOSED
