@@ -177,6 +177,8 @@ def scvi_default(case: dict[str, Any], batch_size: int, epochs: int, accelerator
     rest = np.setdiff1d(np.arange(case["n_cells"]), visited)
 
     def train(n: int) -> None:
+        # TrainRunner leaves the module in evaluation mode and Lightning keeps that, so a second call would be without dropout
+        model.module.train()
         splitter = DataSplitter(
             model.adata_manager, batch_size=batch_size, external_indexing=[visited, np.array([], dtype=int), rest]
         )
