@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multipert.nn import ConditionVector, shared_label
+from multipert.nn import ConditionVector, LabelLinear, shared_label
 
 N = 4
 TABLE = torch.randn(N, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -172,3 +172,22 @@ def test_a_label_is_shared_only_where_all_codes_and_doses_are_equal(codes, doses
     assert [len(found[key]) for key in ("perturbation", "dose")] == [n_rows, n_rows]
     every = ConditionVector(N, doses=True)(batch)
     torch.testing.assert_close(ConditionVector(N, doses=True)(found).expand(3, -1), every, rtol=0, atol=0)
+
+
+def test_a_layer_of_labels_reads_those_that_are_there_and_gives_every_gradient():
+    layer, wide = LabelLinear(1500, 7).double(), torch.zeros(5, 1500).double()
+    wide[torch.arange(5), torch.tensor([3, 1499, 3, 0, 700])] = torch.tensor([1.0, 2.0, 0.5, 1.0, -1.0]).double()
+    expected = torch.nn.functional.linear(wide, layer.weight, layer.bias).detach()
+    with torch.inference_mode():
+        close(layer(wide), expected)
+        close(layer(wide[:1]), expected[:1])
+        close(layer(torch.zeros(2, 1500).double()), layer.bias.expand(2, -1))
+        every = torch.randn(2, 1500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        close(layer(every), every @ layer.weight.T + layer.bias)
+        # weights of labels that are not in the batch are not read
+        layer.weight[:, 5] = torch.nan
+        close(layer(wide), expected)
+    layer.weight.data[:, 5] = 0
+    given = wide.clone().requires_grad_()
+    layer.eval()(given).sum().backward()
+    close(given.grad, layer.weight.sum(dim=0).expand(5, -1))

@@ -174,7 +174,7 @@ class CPAModule(PerturbationModule):
         network = None
         if perturbation_hidden:
             n_in, n_layers = n_embedding or n_perturbations, len(perturbation_hidden)
-            network = Perceptron(n_in, perturbation_hidden[0], n_layers, n_latent, dropout_rate)
+            network = Perceptron(n_in, perturbation_hidden[0], n_layers, n_latent, dropout_rate, reads_labels=True)
         self.perturbation = PerturbationEncoder(n_perturbations, n_latent, n_embedding, dose_curve, network)
         self.embedding_lr_factor = embedding_lr_factor
         for vectors in self.perturbation.learnt:

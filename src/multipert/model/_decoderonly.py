@@ -101,7 +101,7 @@ class DecoderOnlyModule(PerturbationModule):
         self.perturbation = None if n_perturbations is None else LabelVector(n_perturbations, n_embedding, doses)
         self.covariates = CovariateVector(covariate_sizes)
         n_in = self.covariates.width + (0 if self.perturbation is None else self.perturbation.width)
-        self.decoder = Perceptron(n_in, n_hidden, n_layers, n_vars, 0.0, variant)
+        self.decoder = Perceptron(n_in, n_hidden, n_layers, n_vars, 0.0, variant, reads_labels=True)
         self.activation = output_activation(output)
         self.indexed_training = train_on == "pseudobulk"
         self.context_means = residuals == "control"

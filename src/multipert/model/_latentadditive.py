@@ -126,17 +126,18 @@ class LatentAdditiveModule(PerturbationModule):
     ) -> None:
         super().__init__()
         block = partial(Perceptron, n_hidden=n_hidden, n_layers=n_layers, variant=variant)
+        of_labels = partial(block, n_out=n_latent, reads_labels=True)
         self.perturbation = LabelVector(n_perturbations, n_embedding, doses)
         self.encoder_covariates = CovariateVector(encoder_covariates)
         self.decoder_covariates = CovariateVector(decoder_covariates)
         self.reads_embedding = n_cell_embedding is not None
         n_cell = (n_cell_embedding or n_vars) + self.encoder_covariates.width
         self.cell_encoder = block(n_cell, n_out=n_latent, dropout_rate=dropout_rate)
-        self.perturbation_encoder = block(self.perturbation.width, n_out=n_latent, dropout_rate=dropout_rate)
+        self.perturbation_encoder = of_labels(self.perturbation.width, dropout_rate=dropout_rate)
         n_decoded = n_latent + self.decoder_covariates.width
         self.decoder = block(n_decoded, n_out=n_vars, dropout_rate=dropout_rate)
         self.activation = output_activation(output)
-        self.mask = block(self.perturbation.width, n_out=n_latent, dropout_rate=0.0) if sparse else None
+        self.mask = of_labels(self.perturbation.width, dropout_rate=0.0) if sparse else None
 
     def inference(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Latent representation of the cells, or of their paired controls where the batch has them."""

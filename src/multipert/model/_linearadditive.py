@@ -11,6 +11,7 @@ import torch
 from multipert import _keys
 from multipert.nn import (
     CovariateVector,
+    LabelLinear,
     LabelVector,
     covariate_codes,
     distinct_rows,
@@ -100,7 +101,7 @@ class LinearAdditiveModule(PerturbationModule):
         super().__init__()
         self.perturbation = LabelVector(n_perturbations, n_embedding, doses)
         self.covariates = CovariateVector(covariate_sizes)
-        self.shift = torch.nn.Linear(self.perturbation.width + self.covariates.width, n_vars)
+        self.shift = LabelLinear(self.perturbation.width + self.covariates.width, n_vars)
         self.activation = output_activation(output)
         self.solver, self.ridge, self.control_targets = solver, ridge, control_targets
 
@@ -109,7 +110,7 @@ class LinearAdditiveModule(PerturbationModule):
         return torch.cat([self.perturbation(tensors), self.covariates(tensors)], dim=1)
 
     @staticmethod
-    def keys(tensors: Tensors) -> torch.Tensor:
+    def label_keys(tensors: Tensors) -> torch.Tensor:
         """Numbers that say which cells have the same input, shape `(B, n_keys)`."""
         return torch.cat(
             [tensors[_keys.PERTURBATION].double(), tensors[_keys.DOSE].double(), covariate_codes(tensors)], 1
@@ -120,7 +121,7 @@ class LinearAdditiveModule(PerturbationModule):
         if self.training:
             return {"px": self.activation(z + self.shift(self.vector(tensors)))}
         # of cells with the same label and covariates once
-        rows, kind = distinct_rows(self.keys(tensors))
+        rows, kind = distinct_rows(self.label_keys(tensors))
         shift = self.shift(self.vector({key: value[rows] for key, value in tensors.items()}))
         return {"px": self.activation(z + shift[kind])}
 
@@ -141,7 +142,7 @@ class LinearAdditiveModule(PerturbationModule):
         numbers: dict[tuple[float, ...], int] = {}
 
         def group_of(batch: Tensors) -> torch.Tensor:
-            keys = self.keys(batch)
+            keys = self.label_keys(batch)
             rows, kind = distinct_rows(keys)
             some = {key: value[rows].to(self.device) for key, value in batch.items()}
             vectors, controls = self.vector(some).double().cpu(), (some[_keys.PERTURBATION] < 0).all(1).tolist()

@@ -1,7 +1,7 @@
 """Parts of networks that models share; no AnnData inside."""
 
 from ._adversary import ConditionAdversary, GaussianAdversary
-from ._condition import ConditionVector, multi_hot, shared_label
+from ._condition import ConditionVector, LabelLinear, multi_hot, shared_label
 from ._covariates import CovariateVector, covariate_codes
 from ._energy import energy_distance
 from ._film import Encoder, FiLMDecoder, FiLMGenerator, linear
@@ -21,6 +21,7 @@ __all__ = [
     "GaussianAdversary",
     "GaussianLatent",
     "GroupMeans",
+    "LabelLinear",
     "LabelVector",
     "Perceptron",
     "VAEDecoder",

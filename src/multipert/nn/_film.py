@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ._condition import LabelLinear
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,7 +16,7 @@ SLOPE = 0.01
 """Slope of the leaky ReLU below 0."""
 
 
-def linear(n_in: int, n_out: int) -> nn.Linear:
+def linear(n_in: int, n_out: int, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """A linear layer with Xavier-uniform weights.
 
     Parameters
@@ -23,12 +25,14 @@ def linear(n_in: int, n_out: int) -> nn.Linear:
         Width of the input.
     n_out
         Width of the output.
+    kind
+        Class of the layer.
 
     Returns
     -------
     The layer.
     """
-    layer = nn.Linear(n_in, n_out)
+    layer = kind(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
     return layer
 
@@ -53,10 +57,11 @@ class FiLMGenerator(nn.Module):
         widths = [n_condition, *hidden]
         trunk: list[nn.Module] = []
         for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
-            trunk += [linear(n_in, n_out), nn.LeakyReLU(SLOPE)]
+            trunk += [linear(n_in, n_out, nn.Linear if trunk else LabelLinear), nn.LeakyReLU(SLOPE)]
         self.trunk = nn.Sequential(*trunk)
-        self.scale = linear(widths[-1], width)
-        self.shift = linear(widths[-1], width)
+        kind = nn.Linear if trunk else LabelLinear
+        self.scale = linear(widths[-1], width, kind)
+        self.shift = linear(widths[-1], width, kind)
 
     def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and shift, each of shape `(B, width)`."""

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from ._condition import LabelLinear
 from ._film import SLOPE
 
 PerceptronVariant = Literal["linear_first", "standard"]
@@ -39,6 +40,8 @@ class Perceptron(nn.Module):
         "linear_first" or "standard".
     affine
         Whether layer norms have a scale and a shift to learn.
+    reads_labels
+        Whether the input is of vectors of labels.
 
     Raises
     ------
@@ -60,6 +63,8 @@ class Perceptron(nn.Module):
         dropout_rate: float,
         variant: PerceptronVariant = "linear_first",
         affine: bool = False,
+        *,
+        reads_labels: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"n_in": n_in, "n_hidden": n_hidden, "n_layers": n_layers, "n_out": n_out}.items():
@@ -70,11 +75,12 @@ class Perceptron(nn.Module):
         if variant not in get_args(PerceptronVariant):
             raise ValueError(f"variant={variant!r} is unknown; known: 'linear_first', 'standard'.")
         first = variant == "linear_first"
-        self.first = nn.Linear(n_in, n_hidden) if first else nn.Identity()
+        entry = LabelLinear if reads_labels else nn.Linear
+        self.first = entry(n_in, n_hidden) if first else nn.Identity()
         self.hidden = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Linear(n_hidden if first or layer else n_in, n_hidden),
+                    nn.Linear(n_hidden, n_hidden) if first or layer else entry(n_in, n_hidden),
                     nn.LayerNorm(n_hidden, elementwise_affine=affine),
                     nn.ReLU(),
                     nn.Dropout(dropout_rate),
