@@ -1,10 +1,13 @@
 """How decoded expression becomes cells: the exact identities, the moments and the refusals."""
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
 
+import multipert
 from multipert.model import MTAe
 from multipert.model._realise import check_realise, draw_counts, residual, size_factors
 
@@ -106,6 +109,25 @@ def test_annotate_realises_too(model, adata, control):
         model.annotate(adata, key=realise, realise=realise, latent=False)
         rows = adata.obs_names.get_indexer(control.obs_names)
         np.testing.assert_array_equal(adata.layers[f"{realise}_predicted"][rows], control.X.toarray())
+
+
+@pytest.mark.parametrize("name", ["MTAe", "LatentAdditive", "LinearAdditive", "CPA", "Biolord"])
+def test_control_cells_stay_as_they_are_among_a_thousand_labels(name, toys):
+    """Layers that read labels may take some weights only, and how many must not show in what does not change."""
+    rng = np.random.default_rng(0)
+    n_control, n_labels = 150, 1200
+    obs = pd.DataFrame({"perturbation": ["control"] * n_control + [f"P{i}" for i in range(n_labels)]})
+    obs.index = obs.index.astype(str)
+    obs["context"] = rng.choice(list("ab"), len(obs))
+    obs["batch"] = rng.choice(list("xyz"), len(obs))
+    adata = anndata.AnnData(rng.gamma(1, 1, (len(obs), 9)).astype(np.float32), obs)
+    setup = {"context_key": "context", "categorical_covariate_keys": ["batch"]}
+    model = toys.trained(getattr(multipert.model, name), adata, setup=setup, train_size=1.0)
+    model.annotate(realise="residual", latent=False)
+    found = adata.layers[f"{name}_predicted"]
+    np.testing.assert_array_equal(found[:n_control], adata.X[:n_control])
+    assert (found[n_control:] != adata.X[n_control:]).any(axis=1).all()
+    np.testing.assert_array_equal(model.predict(perturbation="control", realise="residual").X, adata.X[:n_control])
 
 
 def test_the_realisation_changes_no_training(toys):

@@ -150,7 +150,7 @@ class LatentAdditiveModule(PerturbationModule):
 
     def effect(self, tensors: Tensors) -> torch.Tensor:
         """What the batch's labels add to the latent representation, shape `(B, n_latent)` or of one label `(1, n_latent)`."""
-        vectors = self.perturbation(tensors if self.training else shared_label(tensors))
+        vectors = self.perturbation(shared_label(tensors))
         effect = self.perturbation_encoder(vectors)
         return effect if self.mask is None else effect * self._switch(self.mask(vectors))
 

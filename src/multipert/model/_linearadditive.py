@@ -17,6 +17,7 @@ from multipert.nn import (
     distinct_rows,
     group_means,
     output_activation,
+    shared_label,
 )
 from multipert.nn._perceptron import OutputActivation
 from multipert.train import Stage
@@ -109,21 +110,15 @@ class LinearAdditiveModule(PerturbationModule):
         """Input of the layer: the label, then the covariates, shape `(B, n_inputs)`."""
         return torch.cat([self.perturbation(tensors), self.covariates(tensors)], dim=1)
 
-    @staticmethod
-    def label_keys(tensors: Tensors) -> torch.Tensor:
-        """Numbers that say which cells have the same input, shape `(B, n_keys)`."""
-        return torch.cat(
-            [tensors[_keys.PERTURBATION].double(), tensors[_keys.DOSE].double(), covariate_codes(tensors)], 1
-        )
-
     def generative(self, z: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Control cells plus their shifts, activated; `z` is the control cell."""
-        if self.training:
-            return {"px": self.activation(z + self.shift(self.vector(tensors)))}
-        # of cells with the same label and covariates once
-        rows, kind = distinct_rows(self.label_keys(tensors))
-        shift = self.shift(self.vector({key: value[rows] for key, value in tensors.items()}))
-        return {"px": self.activation(z + shift[kind])}
+        if shared_label(tensors) is tensors:
+            shift = self.shift(self.vector(tensors))
+        else:
+            # of the cells with the same covariates once
+            rows, kind = distinct_rows(covariate_codes(tensors))
+            shift = self.shift(self.vector({key: value[rows] for key, value in tensors.items()}))[kind]
+        return {"px": self.activation(z + shift)}
 
     def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
         """Squared error, mean over cells and genes."""
@@ -142,7 +137,9 @@ class LinearAdditiveModule(PerturbationModule):
         numbers: dict[tuple[float, ...], int] = {}
 
         def group_of(batch: Tensors) -> torch.Tensor:
-            keys = self.label_keys(batch)
+            keys = torch.cat(
+                [batch[_keys.PERTURBATION].double(), batch[_keys.DOSE].double(), covariate_codes(batch)], 1
+            )
             rows, kind = distinct_rows(keys)
             some = {key: value[rows].to(self.device) for key, value in batch.items()}
             vectors, controls = self.vector(some).double().cpu(), (some[_keys.PERTURBATION] < 0).all(1).tolist()

@@ -129,7 +129,7 @@ class MultiTaskModule(PerturbationModule):
 
     def generative(self, z: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Expression under the batch's labels."""
-        return {"px": self.decoder(z, self.condition(tensors if self.training else shared_label(tensors)))}
+        return {"px": self.decoder(z, self.condition(shared_label(tensors)))}
 
     def loss(self, tensors: Tensors, inference_outputs: Mapping, generative_outputs: Mapping) -> LossOutput:
         """Squared error, mean over cells and genes, with the terms of the variational and the adversarial part."""

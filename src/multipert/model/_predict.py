@@ -223,9 +223,7 @@ class Predictor:
         for at, tensors in self.batches(rows):
             encoded = self._encode(rows[at], tensors)
             for target in range(len(codes)):
-                shape = (len(at), codes.shape[1])
-                labels = np.broadcast_to(codes[target], shape), np.broadcast_to(doses[target], shape)
-                yield target, at, *self._one(rows[at], tensors, encoded, *labels)
+                yield target, at, *self._one(rows[at], tensors, encoded, codes[target], doses[target])
 
     @torch.inference_mode()
     def own_labels(
@@ -272,27 +270,31 @@ class Predictor:
         z = self.module.inference(tensors)["z"]
         encoded: dict[str, Any] = {"z": z}
         if self.realise != "plain":
-            control = {
-                **tensors,
-                _keys.PERTURBATION: torch.full_like(tensors[_keys.PERTURBATION], _keys.PAD),
-                _keys.DOSE: torch.zeros_like(tensors[_keys.DOSE]),
-            }
+            n_slots = tensors[_keys.PERTURBATION].shape[1]
+            codes, doses = np.full(n_slots, _keys.PAD, dtype=np.int32), np.zeros(n_slots, dtype=np.float32)
+            control = {**tensors, **self._labels(len(rows), codes, doses)}
             encoded["control"] = self.module.counterfactual(control, z)
         if self.realise == "counts":
             encoded["x"] = tensors[_keys.X].cpu().numpy()
             encoded["counts"], encoded["factors"] = self._counts_and_factors(rows, tensors)
         return encoded
 
+    def _labels(self, n: int, codes: np.ndarray, doses: np.ndarray) -> Tensors:
+        """Labels of some cells: one for each, shape `(n, n_slots)`, or one row for all, shape `(n_slots,)`, not copied."""
+        values = {_keys.PERTURBATION: codes, _keys.DOSE: doses}
+        return {key: torch.tensor(value, device=self.device).expand(n, -1) for key, value in values.items()}
+
     def _one(
         self, rows: np.ndarray, tensors: Tensors, encoded: dict[str, Any], codes: np.ndarray, doses: np.ndarray
     ) -> tuple[torch.Tensor, np.ndarray | None]:
         """Expression before :meth:`_clipped`, and for `realise="counts"` the counts."""
-        target = {
-            **tensors,
-            _keys.PERTURBATION: torch.tensor(codes, device=self.device),
-            _keys.DOSE: torch.tensor(doses, device=self.device),
-        }
+        target = {**tensors, **self._labels(len(rows), codes, doses)}
         decoded = self.module.counterfactual(target, encoded["z"])
+        if "control" in encoded:
+            # decoded in another batch the last bits may be others, and what is under control must be as it was
+            is_control = (target[_keys.PERTURBATION] < 0).all(dim=1, keepdim=True)
+            if is_control.any():
+                decoded = torch.where(is_control, encoded["control"], decoded)
         if self.realise == "counts":
             target[_keys.SIZE_FACTOR] = torch.from_numpy(encoded["factors"]).to(self.device)
             control_rates, rates = self.module.rates(target, decoded, encoded["control"])

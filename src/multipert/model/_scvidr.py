@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -679,7 +679,8 @@ class ScVIDR(PerturbationModel):
         self._check_rows(source, np.flatnonzero(chosen | self._setup.is_control(source)))
         predictor = self._predictor(source, "plain", clip, 0, batch_size)
         codes, top = encode_targets([highest], self._codec, self._n_slots)
-        moved_back = _FromHighest(**vars(predictor), codes=codes, doses=top)
+        bound = {part.name: getattr(predictor, part.name) for part in fields(predictor)}
+        moved_back = _FromHighest(**bound, codes=codes, doses=top)
         targets: list[Condition] = [((name, one),) if one else () for one in doses]
         provenance = self._provenance("plain", 0)
         return cells_to_anndata(

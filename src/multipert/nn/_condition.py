@@ -42,10 +42,11 @@ def multi_hot(codes: torch.Tensor, doses: torch.Tensor, n_perturbations: int) ->
 
 
 def shared_label(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The labels of a batch, or only that of its first cell where all cells have the same, as when one target is predicted.
+    """The labels of a batch, or one row of them where they are one row that was expanded, as when one target is predicted.
 
     What a network makes of one label has one row, which broadcasts over the cells; a vector of labels is as wide as the
     vocabulary, so that making it anew for each cell is what a prediction for many perturbations would take longest for.
+    Rows that merely have equal values are not looked for.
 
     Parameters
     ----------
@@ -54,16 +55,16 @@ def shared_label(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Returns
     -------
-    The batch, with labels of shape `(1, n_slots)` if there is only one.
+    The batch, with labels of shape `(1, n_slots)` if they are of one row.
 
     Examples
     --------
-    >>> same = {"perturbation": torch.tensor([[3], [3]]), "dose": torch.tensor([[1.0], [1.0]])}
-    >>> shared_label(same)["perturbation"]
+    >>> labels = {"perturbation": torch.tensor([[3]]).expand(2, -1), "dose": torch.ones(1, 1).expand(2, -1)}
+    >>> shared_label(labels)["perturbation"]
     tensor([[3]])
     """
     labels = {key: tensors[key] for key in (_keys.PERTURBATION, _keys.DOSE)}
-    if not all((values == values[:1]).all() for values in labels.values()):
+    if any(values.stride(0) for values in labels.values()):
         return tensors
     return {**tensors, **{key: values[:1] for key, values in labels.items()}}
 

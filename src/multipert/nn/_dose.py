@@ -117,8 +117,7 @@ class PerturbationEncoder(nn.Module):
     def forward(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         """Vectors of a batch's labels, shape `(B, n_latent)`; 0 for control unless there is a network."""
         n = len(tensors[_keys.PERTURBATION])
-        if not self.training:
-            tensors = shared_label(tensors)
+        tensors = shared_label(tensors)
         codes, doses = tensors[_keys.PERTURBATION].long(), tensors[_keys.DOSE].to(tensors[_keys.X].dtype)
         strength = (codes >= 0).to(doses.dtype) if self.curve is None else self.curve(codes, doses)
         at = codes.clamp(min=0)
