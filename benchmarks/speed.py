@@ -2,7 +2,7 @@
 
 Run: python benchmarks/speed.py [--part steps floor ...] [--threads 1] [--repeats 5] [--resume]
 Linux only. Parts: `steps` cells per second at the size of the Kang data, `same_losses` the check that this speed is that of
-the same training, `floor` a tiny network, `models` every registered model trained by gradient, `scaling` growth with the
+the same training, `floor` a tiny network, `models` every registered model trained by gradient, `critics` those with one beside their first version, `scaling` growth with the
 number of cells in memory and on disk, `predict`, `labels` prediction by number of perturbations, and `gpu` where there is one. All is measured in child processes pinned to
 as many cores as they have threads; variants take turns, and a table holds medians over the turns. Needs an idle machine:
 each measurement comes with the cores that other programs used meanwhile, and a warning above a half.
@@ -197,12 +197,12 @@ def first_version(folder: Path) -> Path | None:
 
 
 def models(run: Run) -> None:
-    """Milliseconds per update of every registered model, of scvi-tools' plan where one optimiser does, of the first version."""
+    """Milliseconds per update of every registered model, and of scvi-tools' plan where one optimiser does."""
     listed = run.ask("torch", "tasks.gradient_models")
     if "error" in listed:
         raise SystemExit(listed["error"])
     cells = {"n_cells": 1024, "n_vars": run.size(2000, 100), "density": 0.1, "visited": run.size(1024, 512)}
-    source, rows = first_version(run.work), []
+    rows = []
     # passes last a quarter as long in some models
     given = {"batch_size": 64, "epochs": 4}
     for turn in range(run.args.repeats):
@@ -213,20 +213,35 @@ def models(run: Run) -> None:
             if result.get("single"):
                 other = run.ask("torch", "variants.scvi_default", turn=turn, case=case, **given)
                 rows.append({"model": name, "variant": "scvi-tools plan", **other})
-            if name in WITH_CRITIC and source is not None:
-                old = run.ask("first", "variants.ours", turn=turn, source=source, case=case, **given)
-                rows.append({"model": name, "variant": "first version", **old})
-    if source is not None and not (file := run.ask("first", "tasks.gradient_models", source=source)["file"]).startswith(
-        str(source)
-    ):
-        raise SystemExit(f"the first version was not measured: {file} is not in {source}")
     millions = {row["model"]: row["parameters"] / 1e6 for row in rows if "parameters" in row}
     table = summary(rows, ["model", "variant"]).pivot(index="model", columns="variant", values="ms_per_step")
-    table = table.reindex(listed["names"]).reindex(columns=["multipert", "scvi-tools plan", "first version"])
+    table = table.reindex(listed["names"]).reindex(columns=["multipert", "scvi-tools plan"])
     table.insert(0, "million_parameters", table.index.map(millions))
     table["scvi-tools to multipert"] = table["scvi-tools plan"] / table["multipert"]
-    table["first to multipert"] = table["first version"] / table["multipert"]
     run.store("models", table.reset_index())
+
+
+def critics(run: Run) -> None:
+    """Milliseconds per update of the models with a critic and of the first version that had them, in three times the turns."""
+    source = first_version(run.work)
+    if source is None:
+        print("critics: not measured, since the first version is in no clone of the repository")
+        return
+    file = run.ask("first", "tasks.gradient_models", source=source)["file"]
+    if not file.startswith(str(source)):
+        raise SystemExit(f"the first version was not measured: {file} is not in {source}")
+    cells = {"n_cells": 1024, "n_vars": run.size(2000, 100), "density": 0.1, "visited": run.size(1024, 512)}
+    rows = []
+    for turn in range(3 * run.args.repeats):
+        for name in WITH_CRITIC:
+            given = {"case": {"model": name, **cells}, "batch_size": 64, "epochs": 8}
+            for variant, worker, path in (("multipert", "torch", None), ("first version", "first", source)):
+                result = run.ask(worker, "variants.ours", turn=turn, source=path, **given)
+                rows.append({"model": name, "variant": variant, **result})
+    table = summary(rows, ["model", "variant"]).pivot(index="model", columns="variant", values="ms_per_step")
+    table = table[["multipert", "first version"]]
+    table["first to multipert"] = table["first version"] / table["multipert"]
+    run.store("critics", table.reset_index())
 
 
 def scaling(run: Run) -> None:
@@ -320,7 +335,7 @@ def gpu(run: Run) -> None:
     run.store("gpu", table)
 
 
-PARTS = {part.__name__: part for part in (steps, same_losses, floor, models, predict, labels, scaling, gpu)}
+PARTS = {part.__name__: part for part in (steps, same_losses, floor, models, critics, predict, labels, scaling, gpu)}
 
 
 def main() -> int:
