@@ -1,11 +1,13 @@
 """Seconds and memory of a training with the default preset on `kang18_scgen_valid` (1,975 x 6,998), all models.
 
-Run: python benchmarks/training_cost.py [--models ScGen MTAe] [--preset published] [--threads 2] [--repeats 3] [--data kang18_ifnb2800]
+Run: python benchmarks/training_cost.py [--models ScGen MTAe] [--preset published] [--threads 2] [--repeats 3] [--data ...]
 Each training is a process of its own that does nothing else; the machine should be idle. The cells of one type (CD8T; of
-`kang18_ifnb2800`, which has its 5,000 genes of highest variance over control cells, CD14+Mono) that are perturbed are test cells. Memory is the highest resident memory of the process, and how far that lies above the
+`kang18_ifnb2800`, which has its 5,000 genes of highest variance over control cells, CD14+Mono) that are perturbed are test
+cells. Memory is the highest resident memory of the process, and how far that lies above the
 memory before the training, when packages and cells were loaded.
 The prediction of the test cells is scored, so that two schedules can be compared.
-Writes benchmarks/results/training_cost.csv, of other data or with a preset training_cost_<data>_<preset>.csv: medians over the repeats.
+Writes benchmarks/results/training_cost.csv, of other data or with a preset training_cost_<data>_<preset>.csv: medians over
+the repeats.
 """
 
 from __future__ import annotations

@@ -705,13 +705,13 @@ class PerturbationModel(BaseModelClass):
     def _check_target(self, condition: Condition) -> None:
         """Refuse a target that the tags allow but this fit cannot give."""
 
-    def _refusals(self, conditions: Sequence[Condition]) -> list[str | None]:
-        """Why each condition cannot be predicted, or None; linear in the conditions."""
+    def _refusals(self, conditions: Sequence[Condition], *, suggests: bool = False) -> list[str | None]:
+        """Why each condition cannot be predicted, or None; linear in the conditions unless near names are asked for."""
         seen, tags = names_of(self.trained_conditions_), self.tags.given(self._n_embedding is not None)
         reasons: list[str | None] = []
         for condition in conditions:
             try:
-                check_known(condition, self._codec, seen, tags, type(self).__name__, suggests=False)
+                check_known(condition, self._codec, seen, tags, type(self).__name__, suggests=suggests)
                 self._check_target(condition)
             except ValueError as error:
                 reasons.append(str(error))

@@ -728,9 +728,10 @@ class CPA(PerturbationModel):
         self._check_contexts(source, rows)
         conditions, inverse = self._setup.conditions(source)
         asked = np.unique(inverse[rows])
-        refused = [reason for reason in self._refusals([conditions[i] for i in asked]) if reason is not None]
+        reasons = self._refusals([conditions[i] for i in asked])
+        refused = [conditions[i] for i, reason in zip(asked, reasons, strict=True) if reason is not None]
         if refused:
-            raise ValueError(refused[0])
+            raise ValueError(*self._refusals(refused[:1], suggests=True))
         codes, doses = encode_targets([conditions[i] for i in asked], self._codec, self._n_slots)
         own = np.searchsorted(asked, inverse[rows])
         predictor = self._predictor(source, "plain", None, 0, batch_size, needs_means=False)

@@ -77,9 +77,9 @@ class LabelLinear(nn.Linear):
 
     Parameters
     ----------
-    n_in
+    in_features
         Width of the vectors.
-    n_out
+    out_features
         Width of the output.
 
     Examples
@@ -88,11 +88,8 @@ class LabelLinear(nn.Linear):
     torch.Size([4, 3])
     """
 
-    def __init__(self, n_in: int, n_out: int) -> None:
-        super().__init__(n_in, n_out)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Output, shape `(B, n_out)`."""
+        """Output, shape `(B, out_features)`."""
         if torch.is_grad_enabled() or self.in_features < _WIDE:
             return super().forward(x)
         # a third of the time that `any` takes
