@@ -4,8 +4,9 @@ Run: python benchmarks/speed.py [--part steps floor ...] [--threads 1] [--repeat
 Linux only. Parts: `steps` cells per second at the size of the Kang data, `same_losses` the check that this speed is that of
 the same training, `floor` a tiny network, `models` every registered model trained by gradient, `critics` those with one
 beside their first version, `scaling` growth with the number of cells in memory and on disk, `predict`, `labels` prediction
-by number of perturbations, and `gpu` where there is one. All is measured in child processes pinned to as many cores as they have threads; variants take turns, and a table holds medians over the turns. Needs an idle machine:
-each measurement comes with the cores that other programs used meanwhile, and a warning above a half.
+by number of perturbations, and `gpu` where there is one. All is measured in child processes pinned to as many cores as they
+have threads; variants take turns, and a table holds medians over the turns. Needs an idle machine: each measurement
+comes with the cores that other programs used meanwhile, and a warning above a half.
 Writes benchmarks/results/speed_<part>.csv and speed_machine.csv. Each measurement is kept in build/speed; `--resume` goes on
 with those that are there, which must be of the same code. The cells on disk, 2 GB, stay in build/speed/cells.
 """
